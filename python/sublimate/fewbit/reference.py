@@ -1,0 +1,321 @@
+"""The truth for few-bit activations: plain PyTorch, written to be read.
+
+Everything here works on any device and in any floating dtype, and imports torch alone. The compiled
+backends are held to these functions; these are held to closed forms and to torch's own gradients.
+
+Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
+Footprint Reduction", ICML 2023. Layout of the packed codes: ``pack``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD = 32  # elements per group: one 32-bit word of each bit plane
+
+
+@dataclass(frozen=True)
+class Function:
+    """One elementwise activation, known by name to every backend.
+
+    Attributes:
+        name: public name; ``FUNCTIONS[name]``.
+        forward: ``(x, *params) -> f(x)``.
+        derivative: ``(x, *params) -> f'(x)``, the subgradient torch chooses where f has a corner.
+        params: (name, default) of at most two scalar parameters.
+        exact: f' takes two values only, so that one bit loses nothing; ``derivative`` is then
+            ``where(predicate, high, low)`` and ``exact_levels`` gives (low, high).
+        exact_levels: ``(*params) -> (low, high)`` for exact functions.
+        breakpoints: ``(*params) ->`` abscissae where f' jumps or has a corner.
+    """
+
+    name: str
+    forward: Callable[..., Tensor]
+    derivative: Callable[..., Tensor]
+    params: tuple[tuple[str, float], ...] = ()
+    exact: bool = False
+    exact_levels: Callable[..., tuple[float, float]] | None = None
+    breakpoints: Callable[..., tuple[float, ...]] = lambda *_: ()
+
+    @property
+    def defaults(self) -> tuple[float, ...]:
+        return tuple(value for _, value in self.params)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-x * math.sqrt(0.5))
+
+
+def _d_gelu(x: Tensor) -> Tensor:
+    return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+_GELU_BETA, _GELU_KAPPA = math.sqrt(2 / math.pi), 0.044715
+
+
+def _d_gelu_tanh(x: Tensor) -> Tensor:
+    t = torch.tanh(_GELU_BETA * (x + _GELU_KAPPA * x**3))
+    inner = _GELU_BETA * (1 + 3 * _GELU_KAPPA * x * x)
+    # At huge |x| the tanh is saturated; 0 * inf must stay 0.
+    slope = torch.where(t.abs() == 1, torch.zeros_like(x), x * (1 - t * t) * inner)
+    return 0.5 * (1 + t) + 0.5 * slope
+
+
+def _d_silu(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    tail = torch.where(torch.isinf(x), torch.zeros_like(x), x * (1 - s))
+    return s * (1 + tail)
+
+
+def _d_sigmoid(x: Tensor) -> Tensor:
+    return torch.sigmoid(x) * torch.sigmoid(-x)
+
+
+def _d_tanh(x: Tensor) -> Tensor:
+    e = torch.exp(-2 * x.abs())
+    return torch.where(torch.isnan(x), x, 4 * e / (1 + e) ** 2)
+
+
+def _d_elu(x: Tensor, alpha: float) -> Tensor:
+    return torch.where(x > 0, torch.ones_like(x), alpha * torch.exp(x))
+
+
+def _d_celu(x: Tensor, alpha: float) -> Tensor:
+    return torch.where(x > 0, torch.ones_like(x), torch.exp(x / alpha))
+
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+def _d_selu(x: Tensor) -> Tensor:
+    negative = _SELU_SCALE * _SELU_ALPHA * torch.exp(x)
+    return torch.where(x > 0, torch.full_like(x, _SELU_SCALE), negative)
+
+
+def _d_softplus(x: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(x * beta > threshold, torch.ones_like(x), torch.sigmoid(x * beta))
+
+
+def _d_mish(x: Tensor) -> Tensor:
+    t = torch.tanh(F.softplus(x))
+    tail = torch.where(torch.isinf(x), torch.zeros_like(x), x * torch.sigmoid(x) * (1 - t * t))
+    return t + tail
+
+
+def _d_hardswish(x: Tensor) -> Tensor:
+    inner = torch.where(x < 3, x / 3 + 0.5, torch.ones_like(x))
+    inner = torch.where(torch.isnan(x), x, inner)
+    return torch.where(x <= -3, torch.zeros_like(x), inner)
+
+
+def _d_logsigmoid(x: Tensor) -> Tensor:
+    return torch.sigmoid(-x)
+
+
+def _d_softsign(x: Tensor) -> Tensor:
+    return (1 + x.abs()) ** -2
+
+
+def _d_tanhshrink(x: Tensor) -> Tensor:
+    return torch.tanh(x) ** 2
+
+
+def _two_valued(predicate: Callable[..., Tensor], levels: Callable[..., tuple[float, float]]):  # type: ignore[no-untyped-def]
+    def derivative(x: Tensor, *params: float) -> Tensor:
+        low, high = levels(*params)
+        return torch.where(predicate(x, *params), torch.full_like(x, high), torch.full_like(x, low))
+
+    return derivative
+
+
+def _exact(
+    name: str,
+    forward: Callable[..., Tensor],
+    predicate: Callable[..., Tensor],
+    breakpoints: Callable[..., tuple[float, ...]],
+    params: tuple[tuple[str, float], ...] = (),
+    levels: Callable[..., tuple[float, float]] = lambda *_: (0.0, 1.0),
+) -> Function:
+    return Function(
+        name, forward, _two_valued(predicate, levels), params, True, levels, breakpoints
+    )
+
+
+# Predicates are torch's own backward formulas, borders included. Where x is NaN, torch's vectorised
+# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does.
+_ALL = (
+    Function("gelu", F.gelu, _d_gelu),
+    Function("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), _d_gelu_tanh),
+    Function("silu", F.silu, _d_silu),
+    Function("sigmoid", torch.sigmoid, _d_sigmoid),
+    Function("tanh", torch.tanh, _d_tanh),
+    Function("elu", F.elu, _d_elu, (("alpha", 1.0),), breakpoints=lambda alpha: (0.0,)),
+    Function("celu", F.celu, _d_celu, (("alpha", 1.0),), breakpoints=lambda alpha: (0.0,)),
+    Function("selu", F.selu, _d_selu, breakpoints=lambda: (0.0,)),
+    Function(
+        "softplus",
+        F.softplus,
+        _d_softplus,
+        (("beta", 1.0), ("threshold", 20.0)),
+        breakpoints=lambda beta, threshold: (threshold / beta,),
+    ),
+    Function("mish", F.mish, _d_mish),
+    Function("hardswish", F.hardswish, _d_hardswish, breakpoints=lambda: (-3.0, 3.0)),
+    Function("logsigmoid", F.logsigmoid, _d_logsigmoid),
+    Function("softsign", F.softsign, _d_softsign, breakpoints=lambda: (0.0,)),
+    Function("tanhshrink", F.tanhshrink, _d_tanhshrink),
+    _exact("relu", F.relu, lambda x: ~(x <= 0), lambda: (0.0,)),
+    _exact("relu6", F.relu6, lambda x: ~((x <= 0) | (x >= 6)), lambda: (0.0, 6.0)),
+    _exact(
+        "leaky_relu",
+        F.leaky_relu,
+        lambda x, slope: x > 0,
+        lambda slope: (0.0,),
+        (("negative_slope", 0.01),),
+        lambda slope: (slope, 1.0),
+    ),
+    _exact(
+        "threshold",
+        F.threshold,
+        lambda x, threshold, value: ~(x <= threshold),
+        lambda threshold, value: (threshold,),
+        (("threshold", 0.0), ("value", 0.0)),
+    ),
+    _exact(
+        "hardtanh",
+        F.hardtanh,
+        lambda x, low, high: ~((x <= low) | (x >= high)),
+        lambda low, high: (low, high),
+        (("min_val", -1.0), ("max_val", 1.0)),
+    ),
+    _exact(
+        "hardsigmoid",
+        F.hardsigmoid,
+        lambda x: (x > -3) & (x < 3),
+        lambda: (-3.0, 3.0),
+        levels=lambda: (0.0, 1 / 6),
+    ),
+    _exact(
+        "hardshrink",
+        F.hardshrink,
+        lambda x, lambd: ~((x >= -lambd) & (x <= lambd)),
+        lambda lambd: (-lambd, lambd),
+        (("lambd", 0.5),),
+    ),
+    _exact(
+        "softshrink",
+        F.softshrink,
+        lambda x, lambd: ~((x >= -lambd) & (x <= lambd)),
+        lambda lambd: (-lambd, lambd),
+        (("lambd", 0.5),),
+    ),
+)
+
+#: Every built-in function by name. The position is the function's id in csrc/fewbit/fewbit_math.h
+#: and kernels/fewbit; a test compares the lists.
+FUNCTIONS: dict[str, Function] = {f.name: f for f in _ALL}
+
+
+# ---------------------------------------------------------------------------------------------
+# Codes
+
+
+def encode(x: Tensor, borders: Tensor, codes: Tensor) -> Tensor:
+    """Code of every element: ``codes[searchsorted(borders.to(x.dtype), x)]``.
+
+    An element equal to a border belongs to the interval on its left; NaN to the last interval.
+
+    Args:
+        x: any shape, floating.
+        borders: (m,) ascending, rounded here to the dtype of x.
+        codes: (m + 1,) integer, code of each interval.
+
+    Returns:
+        int64 tensor of x's shape.
+    """
+    interval = torch.searchsorted(borders.to(x.dtype), x.contiguous())
+    return codes.long()[interval]
+
+
+def encode_stochastic(derivative: Tensor, levels: Tensor, uniform: Tensor) -> Tensor:
+    """Unbiased code: one of the two levels around f'(x), so that E[level] = f'(x).
+
+    Args:
+        derivative: f'(x), any shape, within [levels[0], levels[-1]].
+        levels: (K,) ascending.
+        uniform: shape of ``derivative``, in [0, 1).
+
+    Returns:
+        int64 tensor of the same shape.
+    """
+    lower = torch.searchsorted(levels[1:-1].contiguous(), derivative.contiguous(), right=True)
+    low, high = levels[lower], levels[lower + 1]
+    return lower + (uniform * (high - low) < derivative - low).long()
+
+
+def words(n: int, bits: int) -> int:
+    """Number of 32-bit words that hold ``n`` codes of ``bits`` bits."""
+    return (n + WORD - 1) // WORD * bits
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Bit planes: word ``g * bits + p`` holds bit p of the 32 codes of group g, lane in bit order.
+
+    Args:
+        codes: (n,) integers in [0, 2**bits).
+
+    Returns:
+        int32 tensor (ceil(n / 32) * bits,). Unused lanes of the last group are zero.
+    """
+    n = codes.numel()
+    groups = F.pad(codes.long(), (0, -n % WORD)).reshape(-1, 1, WORD)  # [G, 1, 32]
+    plane = torch.arange(bits, device=codes.device).reshape(1, bits, 1)
+    lane = torch.arange(WORD, device=codes.device)
+    word = (((groups >> plane) & 1) << lane).sum(-1)  # [G, bits], 0 .. 2**32 - 1
+    return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32).reshape(-1)
+
+
+def unpack(packed: Tensor, n: int, bits: int) -> Tensor:
+    """Inverse of ``pack``: int64 tensor (n,)."""
+    word = packed.reshape(-1, bits, 1).long()  # [G, bits, 1]
+    lane = torch.arange(WORD, device=packed.device)
+    bit = (word >> lane) & 1  # [G, bits, 32]; the sign extension only fills bits above 31
+    plane = torch.arange(bits, device=packed.device).reshape(1, bits, 1)
+    return (bit << plane).sum(1).reshape(-1)[:n]
+
+
+def decode(packed: Tensor, levels: Tensor, n: int, bits: int) -> Tensor:
+    """``levels[code]`` for n packed codes: (n,) in the dtype of ``levels``."""
+    return levels[unpack(packed, n, bits)]
+
+
+# ---------------------------------------------------------------------------------------------
+# The quantised activation
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which levels are multiplied: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dense_order(x: Tensor) -> list[int]:
+    """Permutation that walks a dense tensor in memory order (largest stride first)."""
+    strides, sizes = x.stride(), x.shape
+    return sorted(range(x.dim()), key=lambda d: (-strides[d], -sizes[d], d))
+
+
+def flatten(x: Tensor, order: list[int]) -> Tensor:
+    """(n,) elements of x in the given dimension order."""
+    return x.permute(order).reshape(-1)
+
+
+def unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
+    """Inverse of ``flatten``."""
+    inverse = sorted(range(len(order)), key=lambda k: order[k])
+    return flat.reshape([shape[d] for d in order]).permute(inverse)
