@@ -94,7 +94,7 @@ def activation_bwd(grad: Tensor, packed: Tensor, levels: Tensor, dx: Tensor, bit
     n = grad.numel()
     if n == 0:
         return
-    config = configs.pick(n)
+    config = configs.pick(n, grad.element_size())
     with device_of(grad):
         activation_bwd_kernel[(triton.cdiv(n, config.block),)](
             grad,
@@ -147,7 +147,7 @@ def gated_bwd(
     if n == 0 or (dgate is None and dup is None):
         return
     by_scale = keep == "gate" and dgate is not None
-    config = configs.pick(n)
+    config = configs.pick(n, dy.element_size())
     with device_of(dy):
         gated_bwd_kernel[(triton.cdiv(n, config.block),)](
             dy,

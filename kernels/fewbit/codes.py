@@ -91,10 +91,16 @@ def pack_tile(packed, code, group, n, BITS: tl.constexpr, ROWS: tl.constexpr):
     row = tl.arange(0, ROWS)[:, None]
     lane = tl.arange(0, 32)[None, :]
     code = tl.where(row * 32 + lane < n, code, 0)
+    # All planes in one tile [ROWS, PLANES]: one change of layout and one coalesced store.
+    PLANES: tl.constexpr = 1 if BITS == 1 else 2 if BITS == 2 else 4 if BITS <= 4 else 8
+    plane = tl.arange(0, PLANES)[None, :]
+    words = tl.zeros([ROWS, PLANES], tl.int32)
     for p in tl.static_range(BITS):
         # Bits are disjoint: their sum is their union, the sign bit included.
         word = tl.sum(((code >> p) & 1) << lane, axis=1, keep_dims=True)
-        tl.store(packed + group * BITS + (row * BITS + p), word, mask=row * 32 < n)
+        words = tl.where(plane == p, word, words)
+    mask = (row * 32 < n) & (plane < BITS)
+    tl.store(packed + group * BITS + (row * BITS + plane), words, mask=mask)
 
 
 @triton.jit

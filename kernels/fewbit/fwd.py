@@ -142,7 +142,7 @@ def activation_fwd(
     if n == 0 or (y is None and bits == 0):
         return
     mode = "predicate" if fn in EXACT else "chance" if stochastic else "borders"
-    config = configs.pick(n)
+    config = configs.pick(n, x.element_size())
     with device_of(x):
         activation_fwd_kernel[(triton.cdiv(n, config.block),)](
             x,
@@ -199,7 +199,7 @@ def gated_fwd(
     n = gate.numel()
     if n == 0:
         return
-    config = configs.pick(n)
+    config = configs.pick(n, gate.element_size())
     by_scale = bits > 0 and keep == "gate"
     with device_of(gate):
         gated_fwd_kernel[(triton.cdiv(n, config.block),)](
