@@ -123,7 +123,6 @@ def reasons(family: str, name: str, device: str, dtype: torch.dtype) -> list[str
     return found + record.supports(device, dtype)
 
 
-@torch.compiler.assume_constant_result
 @functools.lru_cache(maxsize=None)
 def _choose(family: str, requested: str, device: str, dtype: torch.dtype) -> str:
     if requested == "auto":
@@ -144,6 +143,12 @@ def _choose(family: str, requested: str, device: str, dtype: torch.dtype) -> str
     )
 
 
+@torch.compiler.assume_constant_result
+def _constant_choice(family: str, requested: str, device: str, dtype: torch.dtype) -> str:
+    """``_choose`` for Dynamo: run once while tracing, not traced. Its arguments are guarded."""
+    return _choose(family, requested, device, dtype)
+
+
 def forget() -> None:
     """Drops remembered choices; needed only when what is installed changes within a process."""
     _choose.cache_clear()
@@ -157,4 +162,4 @@ def resolve(family: str, backend: str | None, x: torch.Tensor) -> str:
         BackendUnavailable: the backend was named, here or by a setting, and cannot run.
     """
     requested = _requested if backend is None else _validated(backend, "backend")
-    return _choose(family, requested, x.device.type, x.dtype)
+    return _constant_choice(family, requested, x.device.type, x.dtype)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import ops as _registered  # noqa: F401  (importing it registers the operators)
+
 ops = torch.ops.sublimate
 
 

@@ -29,6 +29,7 @@ are refused, and vmap is supported by the reference backend only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,25 @@ def _default_tables(
 ) -> Tables:
     """Tables of the N(0, 1) codebook, cached by the codebook itself."""
     return default_codebook(name, bits, params, mode).tensors(device, acc)
+
+
+@torch.compiler.assume_constant_result
+def _exact_tables(
+    name: str, params: tuple[float, ...], device: torch.device, acc: torch.dtype
+) -> Tables:
+    """Tables of a two-valued f': no borders, the predicate decides; levels at full precision."""
+    return _cached_exact_tables(name, params, device, acc)
+
+
+@functools.lru_cache(maxsize=None)
+def _cached_exact_tables(
+    name: str, params: tuple[float, ...], device: torch.device, acc: torch.dtype
+) -> Tables:
+    levels_of = reference.FUNCTIONS[name].exact_levels
+    assert levels_of is not None
+    borders = torch.empty(0, dtype=acc, device=device)
+    codes = torch.zeros(1, dtype=torch.uint8, device=device)
+    return borders, codes, torch.tensor(levels_of(*params), dtype=acc, device=device)
 
 
 @torch.compiler.assume_constant_result
@@ -142,6 +162,8 @@ def apply_tables(
     if backend == "reference":
         if not _wants_gradient(x):
             return function.forward(x, *params)
+        decide = function.predicate
+        exact = None if decide is None else (lambda t: decide(t, *params))
         return reference.activation(
             x,
             lambda t: function.forward(t, *params),
@@ -150,7 +172,7 @@ def apply_tables(
             levels,
             derivative=lambda t: function.derivative(t, *params),
             uniform=None if seed is None else _uniform(seed, x),
-            predicate=function.exact,
+            predicate=exact,
         )
     a, b = (*params, 0.0, 0.0)[:2]
     if not _wants_gradient(x):
@@ -174,7 +196,9 @@ def _call(
         _checks.number(argument, value)
     params = tuple(float(p) for p in params)
     chosen = _backends.resolve("fewbit", backend, x)
-    if codebook is None:
+    if exact:
+        tables = _exact_tables(name, params, x.device, _accumulator(x))
+    elif codebook is None:
         mode = "stochastic" if stochastic else "value"
         tables = _default_tables(name, bits, params, mode, x.device, _accumulator(x))
     else:

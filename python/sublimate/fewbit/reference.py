@@ -29,9 +29,9 @@ class Function:
         forward: ``(x, *params) -> f(x)``.
         derivative: ``(x, *params) -> f'(x)``, the subgradient torch chooses where f has a corner.
         params: (name, default) of at most two scalar parameters.
-        exact: f' takes two values only, so that one bit loses nothing; ``derivative`` is then
-            ``where(predicate, high, low)`` and ``exact_levels`` gives (low, high).
-        exact_levels: ``(*params) -> (low, high)`` for exact functions.
+        predicate: for functions whose f' takes two values, so that one bit loses nothing:
+            ``(x, *params) ->`` whether f'(x) is the upper one. None for the smooth ones.
+        exact_levels: ``(*params) -> (low, high)``, those two values.
         breakpoints: ``(*params) ->`` abscissae where f' jumps or has a corner.
     """
 
@@ -39,9 +39,14 @@ class Function:
     forward: Callable[..., Tensor]
     derivative: Callable[..., Tensor]
     params: tuple[tuple[str, float], ...] = ()
-    exact: bool = False
+    predicate: Callable[..., Tensor] | None = None
     exact_levels: Callable[..., tuple[float, float]] | None = None
     breakpoints: Callable[..., tuple[float, ...]] = lambda *_: ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether one bit gives the exact gradient."""
+        return self.predicate is not None
 
     @property
     def defaults(self) -> tuple[float, ...]:
@@ -143,7 +148,7 @@ def _exact(
     levels: Callable[..., tuple[float, float]] = lambda *_: (0.0, 1.0),
 ) -> Function:
     return Function(
-        name, forward, _two_valued(predicate, levels), params, True, levels, breakpoints
+        name, forward, _two_valued(predicate, levels), params, predicate, levels, breakpoints
     )
 
 
@@ -309,8 +314,7 @@ def dense_order(x: Tensor) -> list[int]:
 
     For a tensor with holes or overlaps, the order of the dense tensor torch would make for it.
     """
-    strides, sizes = torch.empty_like(x).stride(), x.shape
-    return sorted(range(x.dim()), key=lambda d: (-strides[d], -sizes[d], d))
+    return list(torch.empty_like(x).dim_order())
 
 
 def flatten(x: Tensor, order: list[int]) -> Tensor:
@@ -368,7 +372,7 @@ def activation(
     *,
     derivative: Callable[[Tensor], Tensor] | None = None,
     uniform: Tensor | None = None,
-    predicate: bool = False,
+    predicate: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The quantised activation for any forward and codebook.
 
@@ -376,9 +380,9 @@ def activation(
         x: any shape, floating.
         forward: x -> f(x), elementwise.
         borders, codes, levels: the codebook, (m,), (m + 1,), (2**bits,).
-        derivative: x -> f'(x), needed with ``uniform`` or ``predicate``.
+        derivative: x -> f'(x), needed with ``uniform``.
         uniform: shape of x, in [0, 1): stochastic codes.
-        predicate: f' takes the two levels only; the code says which.
+        predicate: x -> the one-bit code itself, where f' takes the two levels only.
 
     Returns:
         f(x), whose gradient is ``levels[code(x)]``.
@@ -389,8 +393,8 @@ def activation(
     def code(x: Tensor) -> Tensor:
         if uniform is not None and derivative is not None:
             return encode_stochastic(derivative(x.to(acc)), levels, uniform.to(acc))
-        if predicate and derivative is not None:
-            return (derivative(x.to(acc)) == derivative(x.new_full((), math.inf, dtype=acc))).long()
+        if predicate is not None:
+            return predicate(x).long()
         return encode(x, borders, codes)
 
     y: Tensor = QuantizedActivation.apply(x, forward, code, levels.to(acc), bits)[0]
