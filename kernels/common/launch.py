@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Makes the tensor's device current (Triton launches on the current one); nothing on the CPU."""
+    """Makes the tensor's device current, where Triton launches; does nothing on the CPU."""
     import torch
 
     return torch.cuda.device_of(tensor)

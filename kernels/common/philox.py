@@ -1,7 +1,7 @@
 """Uniform numbers of the house generator (``sublimate._philox``), from Triton's own Philox.
 
-``tl.philox`` with 32-bit counters is Philox4x32-10 with key (lo32(seed), hi32(seed)). ``tl.rand`` is
-not used: it draws one counter per element, and its scaling to floats rounds.
+``tl.philox`` with 32-bit counters is Philox4x32-10 with key (lo32(seed), hi32(seed)). ``tl.rand``
+is not used: it draws one counter per element, and its scaling to floats rounds.
 """
 
 from __future__ import annotations

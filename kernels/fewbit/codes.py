@@ -1,4 +1,4 @@
-"""Codes on tiles of [ROWS, 32]: row = group of 32 elements, column = lane, one word per bit plane."""
+"""Codes on tiles of [ROWS, 32]: row = group of 32 elements, column = lane, word = one bit plane."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Config:
 CONFIGS = (Config(block=256, warps=1), Config(block=1024, warps=4))
 CONFIGS_FP64 = (Config(block=128, warps=1), Config(block=512, warps=4))
 
-# Below this many elements large blocks would leave multiprocessors idle (132 of them, 8 blocks each).
+# Below this many elements large blocks would leave multiprocessors idle (some 132, 8 blocks each).
 _LARGE_FROM = 1 << 20
 
 

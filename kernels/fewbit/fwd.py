@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-
 @triton.jit(do_not_specialize=["n"])
 def activation_fwd_kernel(
     x_ptr,  # (n,) DT

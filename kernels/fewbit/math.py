@@ -1,8 +1,8 @@
 """Values, derivatives and two-valued predicates of the activations, on tiles of ACC (fp32, fp64).
 
-``FN`` is a name, known when the kernel is compiled; ``A`` and ``B`` are the function's parameters in
-the order of ``sublimate.fewbit.reference``. What is small is computed without cancellation by short
-series, so that the result does not depend on how a target approximates exp and log near 1.
+``FN`` is a name, known when the kernel is compiled; ``A`` and ``B`` are the function's parameters
+in the order of ``sublimate.fewbit.reference``. What is small is computed without cancellation by
+short series, so that it does not depend on how a target approximates exp and log near 1.
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ def _log1p_unit(e, ACC: tl.constexpr):
         for k in tl.static_range(17, 0, -1):
             p = p * t + 1.0 / (2 * k + 1)
     else:
-        p = t * (1.0 / 15) + (1.0 / 13)
-        p = p * t + (1.0 / 11)
+        p = t * (1.0 / 13) + (1.0 / 11)
         p = p * t + (1.0 / 9)
         p = p * t + (1.0 / 7)
         p = p * t + (1.0 / 5)
@@ -134,13 +133,15 @@ def _softplus(x, ACC: tl.constexpr):
 
 @triton.jit
 def _mish_n(x):
-    """n with tanh(softplus(x)) = n / (n + 2): (1 + e^x)^2 - 1. Constant beyond 20: the ratio is 1."""
+    """n = (1 + e^x)^2 - 1: tanh(softplus(x)) = n / (n + 2). Constant beyond 20: the ratio is 1."""
     e = tl.exp(tl.where(x > 20.0, 20.0, x))
     return e * (e + 2.0)
 
 
 @triton.jit
-def value(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr):
+def value(
+    x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr
+):
     """f(x) for a tile x of ACC that was loaded as DT."""
     if FN == "gelu":
         y = 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
@@ -248,7 +249,9 @@ def derivative(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ACC: tl.co
 
 
 @triton.jit
-def predicate(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr):
+def predicate(
+    x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr
+):
     """int1 tile: f'(x) is the upper of its two levels."""
     if FN == "relu":
         high = ~(x <= 0)

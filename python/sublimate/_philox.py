@@ -1,15 +1,13 @@
 """Philox4x32-10 in plain torch: the one random generator of every backend.
 
-Counter based: word ``i & 3`` of counter ``i >> 2`` under key ``seed`` is a pure function of (seed, i),
-so nothing random is ever stored and every backend draws the same bits.
+Counter based: word ``i & 3`` of counter ``i >> 2`` under key ``seed`` is a pure function of (seed,
+i), so nothing random is ever stored and every backend draws the same bits.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 The twins are ``csrc/common/philox.h`` and ``kernels/common/philox.py``.
 """
 
 from __future__ import annotations
-
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +16,6 @@ _MASK = 0xFFFFFFFF
 _ROUNDS = 10
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # round multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # key increments: golden ratio, sqrt(3) - 1
-
-Word = TypeVar("Word", int, Tensor)
 
 
 def _mulhilo(m: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,15 +51,11 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def _key(seed: Word) -> tuple[Word, Word]:
-    return seed & _MASK, (seed >> 32) & _MASK
-
-
 def _words(seed: int | Tensor, counter: Tensor) -> Tensor:
     """Output words of each 64-bit counter: shape of ``counter`` plus a last axis of 4."""
     zero = torch.zeros_like(counter)
-    k0, k1 = _key(seed)
-    words = philox4x32(counter & _MASK, (counter >> 32) & _MASK, zero, zero, k0, k1)
+    key = seed & _MASK, (seed >> 32) & _MASK
+    words = philox4x32(counter & _MASK, (counter >> 32) & _MASK, zero, zero, *key)
     return torch.stack(words, dim=-1)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import philox_vectors
 import pytest
 import torch
 import triton
 import triton.language as tl
-
+from helpers import philox_vectors
 from sublimate import _philox
 from sublimate.kernels.common import philox
-
-CASES = 19
 
 
 @triton.jit

@@ -5,18 +5,14 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import triton_interpreter
-
+from helpers import philox_vectors, triton_interpreter
 from sublimate import _philox
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import philox_vectors  # noqa: E402
 
 SOURCE = r"""
 #include "common/philox.h"
@@ -104,6 +100,7 @@ def test_distribution():
     assert abs(u.var() - 1 / 12) < 6 * (1 / 180) ** 0.5 / 2**10
 
 
+@pytest.mark.slow
 def test_compiles():
     seed, index = torch.tensor(2**33 + 1), philox_vectors.indices()
     compiled = torch.compile(_philox.uniform, fullgraph=True)

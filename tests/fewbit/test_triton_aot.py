@@ -1,8 +1,8 @@
 """Every few-bit Triton kernel compiles ahead of time, without spills, for each supported target.
 
 Compiled: all cases (every function, mode, bit width and operand kept) for sm_90 and bf16 with both
-launch configs; the ``common`` cases (every kernel and mode, some functions) for the other dtypes and
-for sm_80, sm_100 and gfx942, again with both configs.
+launch configs; the ``common`` cases (every kernel and mode, some functions) for the other dtypes
+and for sm_80, sm_100 and gfx942, again with both configs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("triton", reason="pip install triton")
 
 from helpers import triton_aot
-
 from sublimate.kernels.fewbit import configs
 
 CONFIGS = "sublimate.kernels.fewbit.configs"
