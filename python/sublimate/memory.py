@@ -21,7 +21,8 @@ class SavedBytes(int):
     per_module: dict[str, int]
     tensors: list[tuple[str, tuple[int, ...], torch.dtype, int]]
 
-    def __str__(self) -> str:
+    def table(self) -> str:
+        """One line a module, and the total."""
         lines = [f"{name or '(no module)':40s} {n:>14,d}" for name, n in self.per_module.items()]
         return "\n".join([*lines, f"{'total':40s} {int(self):>14,d}"])
 
@@ -38,7 +39,7 @@ def saved_bytes(fn_or_model: Callable[..., Any], *inputs: Any, **keywords: Any) 
         inputs, keywords: its arguments.
 
     Returns:
-        The number of bytes, with ``per_module`` and ``tensors``.
+        The number of bytes, with ``per_module``, ``tensors`` and a printable ``table()``.
     """
     owned: set[int] = set()
     running: list[str] = [""]

@@ -12,19 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from . import ops as _registered  # noqa: F401  (importing it registers the operators)
+from .._autograd import refuse_double_backward
+from .ops import NO_VMAP
+from .reference import NO_SECOND
 
-ops = torch.ops.sublimate
+ops = torch.ops.sublimate  # registered by importing .ops above
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    raise RuntimeError(
-        "sublimate.fewbit: vmap is not supported by compiled backends (one packed code stream has no "
-        "batch dimension). The functions are elementwise: call them on the whole batch, or pass "
-        'backend="reference".'
-    )
+    raise RuntimeError(NO_VMAP)
 
 
 class FewBit(torch.autograd.Function):
@@ -56,7 +53,7 @@ class FewBit(torch.autograd.Function):
         ctx.save_for_backward(packed, inputs[3])
 
     @staticmethod
-    @once_differentiable
+    @refuse_double_backward(NO_SECOND)
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
         packed, levels = ctx.saved_tensors
         dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
@@ -98,7 +95,7 @@ class FewBitGiven(torch.autograd.Function):
         ctx.save_for_backward(output[1], inputs[5])
 
     @staticmethod
-    @once_differentiable
+    @refuse_double_backward(NO_SECOND)
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
         packed, levels = ctx.saved_tensors
         dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
@@ -133,7 +130,7 @@ class FewBitGated(torch.autograd.Function):
         ctx.save_for_backward(up if ctx.keep == "up" else gate, packed, scale, levels, values)
 
     @staticmethod
-    @once_differentiable
+    @refuse_double_backward(NO_SECOND)
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> Any:
         kept, packed, scale, levels, values = ctx.saved_tensors
         need_gate, need_up = ctx.needs_input_grad[:2]

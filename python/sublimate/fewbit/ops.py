@@ -255,6 +255,21 @@ def _(  # type: ignore[no-untyped-def]
     return _alloc_gated_bwd(dy, need_gate, need_up)
 
 
+NO_VMAP = (
+    "sublimate.fewbit: vmap is not supported by compiled backends (one packed code stream has no "
+    "batch dimension). The functions are elementwise: call them on the whole batch, or pass "
+    'backend="reference".'
+)
+
+
+def _refuse_vmap(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
+    raise RuntimeError(NO_VMAP)
+
+
+for _op in ("fewbit_fwd", "fewbit_encode", "fewbit_bwd", "fewbit_gated_fwd", "fewbit_gated_bwd"):
+    torch.library.register_vmap(f"sublimate::{_op}", _refuse_vmap, lib=_library)
+
+
 # ------------------------------------------------------------------------------------- registry
 
 

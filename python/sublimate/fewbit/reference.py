@@ -1,6 +1,6 @@
 """The truth for few-bit activations: plain PyTorch, written to be read.
 
-Everything here works on any device and in any floating dtype, and imports torch alone. The compiled
+Everything here works on any device and in any floating dtype, and needs nothing but torch. The compiled
 backends are held to these functions; these are held to closed forms and to torch's own gradients.
 
 Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .._autograd import refuse_double_backward
 
 WORD = 32  # elements per group: one 32-bit word of each bit plane
 
@@ -328,6 +330,12 @@ def unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
     return flat.reshape([shape[d] for d in order]).permute(inverse)
 
 
+NO_SECOND = (
+    "sublimate.fewbit: no second derivative. The gradient is a step function of the input, whose own "
+    "derivative is zero almost everywhere and is not f''; use torch's activation where f'' matters."
+)
+
+
 class QuantizedActivation(torch.autograd.Function):
     """y = f(x); dx = levels[code(x)] * dy. Keeps the packed codes and nothing of x's size.
 
@@ -356,7 +364,7 @@ class QuantizedActivation(torch.autograd.Function):
         ctx.save_for_backward(output[1], levels)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @refuse_double_backward(NO_SECOND)
     def backward(ctx, dy: Tensor, _):  # type: ignore[no-untyped-def]
         packed, levels = ctx.saved_tensors
         q = unflatten(decode(packed, levels, dy.numel(), ctx.bits), dy.shape, ctx.order)
@@ -439,7 +447,7 @@ class QuantizedGated(torch.autograd.Function):
         ctx.save_for_backward(up if ctx.keep == "up" else gate, packed, scale, levels, values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @refuse_double_backward(NO_SECOND)
     def backward(ctx, dy: Tensor, *_):  # type: ignore[no-untyped-def]
         kept, packed, scale, levels, values = ctx.saved_tensors
         acc = accumulator(dy.dtype)
