@@ -23,6 +23,13 @@ class _Refuse(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
+def _functorch_derivatives() -> int:
+    """Number of torch.func derivative transforms (grad, vjp, jacrev, jvp ...) now active."""
+    functorch = torch._C._functorch
+    kinds = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
+    return sum(level.key() in kinds for level in functorch.get_interpreter_stack() or ())
+
+
 def refuse_double_backward(reason: str) -> Callable[..., Any]:
     """Decorates ``backward``: differentiating its results raises RuntimeError(reason).
 
@@ -36,9 +43,12 @@ def refuse_double_backward(reason: str) -> Callable[..., Any]:
         def wrapped(ctx: Any, *grads: Any) -> Any:
             # Compiled graphs refuse double backward by themselves, and trace this function.
             recording = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            transforms = _functorch_derivatives() if recording else 0
+            if transforms > 1:
+                raise RuntimeError(reason)
             with torch.no_grad():
                 results = backward(ctx, *grads)
-            if not recording:
+            if not recording or transforms == 1:  # torch.func records always, even for one grad
                 return results
             return tuple(
                 _Refuse.apply(r.detach().requires_grad_(), reason) if isinstance(r, Tensor) else r
