@@ -189,7 +189,7 @@ SUBLIMATE_HD void visit_gated(int fn, const Visitor& visitor) {
 __host__ __device__ inline int64_t chunks_of(int64_t n) { return (n + GROUP - 1) / GROUP * CHUNKS; }
 
 template <class T, bool STOCHASTIC>
-__global__ void __launch_bounds__(THREADS) forward_kernel(Forward f, int steps, bool aligned) {
+__global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int steps, bool aligned) {
   using A = arith_t<T>;
   __shared__ Tables<A> table;
   const bool exact = is_exact(Fn(f.fn));
