@@ -147,7 +147,8 @@ inline void touch(Cell& cell, const Access& now, const Thread& t, State::Clocks&
 
 inline void access(const void* address, size_t bytes, Kind kind, const void* pc) {
   const Thread& t = current();
-  if (t.fiber->holds(address)) return;  // its own locals
+  if (t.fiber->holds(address)) return;                        // its own locals
+  if (address >= &machine && address < &machine + 1) return;  // the switch of recording itself
   Block& b = *t.block;
   const uint32_t rank = uint32_t(b.rank);
   if (kind == Kind::atomic) ++state.atomics[rank];
@@ -169,10 +170,13 @@ inline void access(const void* address, size_t bytes, Kind kind, const void* pc)
   }
 }
 
-inline void hook(const void* address, size_t bytes, Kind kind, const void* pc) {
+// Itself without hooks until recording is off; all below it then returns at once.
+SUBLIMATE_EMULATOR_RAW inline void hook(const void* address, size_t bytes, Kind kind,
+                                        const void* pc) {
   if (!machine.recording) return;
-  Runtime runtime;
+  machine.recording = false;
   access(address, bytes, kind, pc);
+  machine.recording = true;
 }
 
 }  // namespace sublimate::emulator::racecheck
