@@ -1,6 +1,6 @@
 """The truth for few-bit activations: plain PyTorch, written to be read.
 
-Everything here works on any device and in any floating dtype, and imports torch alone. The compiled
+Everything here works on any device and in any floating dtype, and needs nothing but torch. The compiled
 backends are held to these functions; these are held to closed forms and to torch's own gradients.
 
 Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._autograd import refuse_double_backward
+
 WORD = 32  # elements per group: one 32-bit word of each bit plane
 
 
@@ -29,9 +31,9 @@ class Function:
         forward: ``(x, *params) -> f(x)``.
         derivative: ``(x, *params) -> f'(x)``, the subgradient torch chooses where f has a corner.
         params: (name, default) of at most two scalar parameters.
-        exact: f' takes two values only, so that one bit loses nothing; ``derivative`` is then
-            ``where(predicate, high, low)`` and ``exact_levels`` gives (low, high).
-        exact_levels: ``(*params) -> (low, high)`` for exact functions.
+        predicate: for functions whose f' takes two values, so that one bit loses nothing:
+            ``(x, *params) ->`` whether f'(x) is the upper one. None for the smooth ones.
+        exact_levels: ``(*params) -> (low, high)``, those two values.
         breakpoints: ``(*params) ->`` abscissae where f' jumps or has a corner.
     """
 
@@ -39,9 +41,14 @@ class Function:
     forward: Callable[..., Tensor]
     derivative: Callable[..., Tensor]
     params: tuple[tuple[str, float], ...] = ()
-    exact: bool = False
+    predicate: Callable[..., Tensor] | None = None
     exact_levels: Callable[..., tuple[float, float]] | None = None
     breakpoints: Callable[..., tuple[float, ...]] = lambda *_: ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether one bit gives the exact gradient."""
+        return self.predicate is not None
 
     @property
     def defaults(self) -> tuple[float, ...]:
@@ -143,7 +150,7 @@ def _exact(
     levels: Callable[..., tuple[float, float]] = lambda *_: (0.0, 1.0),
 ) -> Function:
     return Function(
-        name, forward, _two_valued(predicate, levels), params, True, levels, breakpoints
+        name, forward, _two_valued(predicate, levels), params, predicate, levels, breakpoints
     )
 
 
@@ -305,9 +312,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def dense_order(x: Tensor) -> list[int]:
-    """Permutation that walks a dense tensor in memory order (largest stride first)."""
-    strides, sizes = x.stride(), x.shape
-    return sorted(range(x.dim()), key=lambda d: (-strides[d], -sizes[d], d))
+    """Permutation of dimensions that walks x in memory order, largest stride first.
+
+    For a tensor with holes or overlaps, the order of the dense tensor torch would make for it.
+    """
+    return list(torch.empty_like(x).dim_order())
 
 
 def flatten(x: Tensor, order: list[int]) -> Tensor:
@@ -319,3 +328,160 @@ def unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
     """Inverse of ``flatten``."""
     inverse = sorted(range(len(order)), key=lambda k: order[k])
     return flat.reshape([shape[d] for d in order]).permute(inverse)
+
+
+NO_SECOND = (
+    "sublimate.fewbit: no second derivative. The gradient is a step function of the input, whose own "
+    "derivative is zero almost everywhere and is not f''; use torch's activation where f'' matters."
+)
+
+
+class QuantizedActivation(torch.autograd.Function):
+    """y = f(x); dx = levels[code(x)] * dy. Keeps the packed codes and nothing of x's size.
+
+    ``uniform`` None: codes by ``encode`` (or the predicate of an exact function). Else: stochastic
+    rounding of f'(x). Works under vmap; a second derivative is refused, because that of the
+    quantised function is zero almost everywhere and would silently not be f''.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        forward: Callable[[Tensor], Tensor],
+        code: Callable[[Tensor], Tensor],
+        levels: Tensor,
+        bits: int,
+    ) -> tuple[Tensor, Tensor]:
+        return forward(x), pack(flatten(code(x), dense_order(x)), bits)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        x, _, _, levels, ctx.bits = inputs
+        ctx.order = dense_order(x)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], levels)
+
+    @staticmethod
+    @refuse_double_backward(NO_SECOND)
+    def backward(ctx, dy: Tensor, _):  # type: ignore[no-untyped-def]
+        packed, levels = ctx.saved_tensors
+        q = unflatten(decode(packed, levels, dy.numel(), ctx.bits), dy.shape, ctx.order)
+        return (dy.to(accumulator(dy.dtype)) * q).to(dy.dtype), None, None, None, None
+
+
+def activation(
+    x: Tensor,
+    forward: Callable[[Tensor], Tensor],
+    borders: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    *,
+    derivative: Callable[[Tensor], Tensor] | None = None,
+    uniform: Tensor | None = None,
+    predicate: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The quantised activation for any forward and codebook.
+
+    Args:
+        x: any shape, floating.
+        forward: x -> f(x), elementwise.
+        borders, codes, levels: the codebook, (m,), (m + 1,), (2**bits,).
+        derivative: x -> f'(x), needed with ``uniform``.
+        uniform: shape of x, in [0, 1): stochastic codes.
+        predicate: x -> the one-bit code itself, where f' takes the two levels only.
+
+    Returns:
+        f(x), whose gradient is ``levels[code(x)]``.
+    """
+    bits = (levels.numel() - 1).bit_length()
+    acc = accumulator(x.dtype)
+
+    def code(x: Tensor) -> Tensor:
+        if uniform is not None and derivative is not None:
+            return encode_stochastic(derivative(x.to(acc)), levels, uniform.to(acc))
+        if predicate is not None:
+            return predicate(x).long()
+        return encode(x, borders, codes)
+
+    y: Tensor = QuantizedActivation.apply(x, forward, code, levels.to(acc), bits)[0]
+    return y
+
+
+GATED = ("gelu", "gelu_tanh", "silu")
+
+
+def row_scale(up: Tensor) -> Tensor:
+    """Root mean square of each row of ``up`` over the last dimension, fp32: (rows,)."""
+    norm = torch.linalg.vector_norm(up, dim=-1, dtype=accumulator(up.dtype))
+    return (norm / math.sqrt(up.shape[-1] or 1)).reshape(-1).to(torch.float32)
+
+
+class QuantizedGated(torch.autograd.Function):
+    """y = f(gate) * up with few-bit codes of one branch; formulas in ``gated``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        gate, up, name, keep, borders, codes, levels, values, bits
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        acc = accumulator(gate.dtype)
+        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype)
+        if keep == "up":
+            scale = gate.new_empty(0, dtype=torch.float32)
+            code = encode(gate, borders, codes)
+        else:
+            scale = row_scale(up)
+            rows = scale.reshape(*up.shape[:-1], 1).to(acc)
+            quotient = torch.where(rows == 0, torch.zeros_like(rows), up.to(acc) / rows)
+            code = encode(quotient, borders, codes)
+        return y, pack(code.reshape(-1), bits), scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        gate, up, ctx.name, ctx.keep, _, _, levels, values, ctx.bits = inputs
+        _, packed, scale = output
+        ctx.mark_non_differentiable(packed, scale)
+        ctx.save_for_backward(up if ctx.keep == "up" else gate, packed, scale, levels, values)
+
+    @staticmethod
+    @refuse_double_backward(NO_SECOND)
+    def backward(ctx, dy: Tensor, *_):  # type: ignore[no-untyped-def]
+        kept, packed, scale, levels, values = ctx.saved_tensors
+        acc = accumulator(dy.dtype)
+        code = unpack(packed, dy.numel(), ctx.bits).reshape(dy.shape)
+        function, wide, kept_wide = FUNCTIONS[ctx.name], dy.to(acc), kept.to(acc)
+        if ctx.keep == "up":
+            dgate = wide * kept_wide * levels[code]
+            dup = wide * values[code]
+        else:
+            rows = scale.reshape(*dy.shape[:-1], 1).to(acc)
+            dgate = wide * function.derivative(kept_wide) * (levels[code] * rows)
+            dup = wide * function.forward(kept_wide)
+        return dgate.to(dy.dtype), dup.to(dy.dtype), *(None,) * 7
+
+
+def gated(
+    gate: Tensor,
+    up: Tensor,
+    name: str,
+    keep: str,
+    borders: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """y = f(gate) * up, f in ``GATED``, keeping one branch and a code of the other.
+
+    keep="up": up is kept, gate coded; dgate = dy up levels[code], dup = dy values[code], where
+    levels stand for f' and values for f on each interval. keep="gate": gate is kept, up / scale
+    coded with scale the row's RMS; dup = dy f(gate) is exact, dgate = dy f'(gate) levels[code] scale.
+    """
+    bits = (levels.numel() - 1).bit_length()
+    acc = accumulator(gate.dtype)
+    y: Tensor = QuantizedGated.apply(
+        gate, up, name, keep, borders, codes, levels.to(acc), values.to(acc), bits
+    )[0]
+    return y

@@ -1,0 +1,67 @@
+// sublimate._C: the CPU kernels.
+
+#include <pybind11/pybind11.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "common/error.h"
+#include "common/isa.h"
+#include "fewbit/bind.h"
+
+SUBLIMATE_DECLARE_FEWBIT(base)
+#if defined(SUBLIMATE_MULTIVERSION)
+SUBLIMATE_DECLARE_FEWBIT(v3)
+SUBLIMATE_DECLARE_FEWBIT(v4)
+#endif
+
+namespace sublimate {
+
+const char* isa_name(Isa isa) {
+  const char* names[] = {"base", "v3", "v4"};
+  return names[int(isa)];
+}
+
+Isa detect_isa() {
+  Isa best = Isa::base;
+#if defined(SUBLIMATE_MULTIVERSION)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")) {
+    best = Isa::v3;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512cd")) {
+      best = Isa::v4;
+    }
+  }
+#endif
+  if (const char* wanted = std::getenv("SUBLIMATE_CPU_ISA")) {
+    for (int level = 0; level < int(best); ++level) {
+      if (std::strcmp(wanted, isa_name(Isa(level))) == 0) return Isa(level);
+    }
+  }
+  return best;
+}
+
+namespace fewbit {
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return {v4::forward, v4::backward, v4::gated_forward, v4::gated_backward};
+  if (isa == Isa::v3) return {v3::forward, v3::backward, v3::gated_forward, v3::gated_backward};
+#endif
+  (void)isa;
+  return {base::forward, base::backward, base::gated_forward, base::gated_backward};
+}
+
+}  // namespace fewbit
+}  // namespace sublimate
+
+PYBIND11_MODULE(_C, m) {
+  const sublimate::Isa isa = sublimate::detect_isa();
+  m.doc() = "CPU kernels of sublimate; call them through sublimate._native";
+  m.attr("isa") = sublimate::isa_name(isa);
+  m.def("error_text", &sublimate::status_text);
+  sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
+}

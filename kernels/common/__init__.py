@@ -1,0 +1,1 @@
+"""Triton helpers that more than one family needs."""

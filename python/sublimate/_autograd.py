@@ -1,0 +1,60 @@
+"""Pieces that every family's ``autograd.Function`` needs. Imports torch alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Refuse(torch.autograd.Function):
+    """Identity whose backward raises: put on gradients that must not be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, reason: str) -> Tensor:
+        ctx.reason = reason
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(ctx.reason)
+
+
+def _functorch_derivatives() -> int:
+    """Number of torch.func derivative transforms (grad, vjp, jacrev, jvp ...) now active."""
+    functorch = torch._C._functorch
+    kinds = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
+    return sum(level.key() in kinds for level in functorch.get_interpreter_stack() or ())
+
+
+def refuse_double_backward(reason: str) -> Callable[..., Any]:
+    """Decorates ``backward``: differentiating its results raises RuntimeError(reason).
+
+    torch's ``once_differentiable`` raises only if the incoming gradient itself requires a gradient;
+    otherwise a gradient penalty through the op would be silently constant. Here every result of a
+    backward that records (``create_graph=True``) refuses.
+    """
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(backward)
+        def wrapped(ctx: Any, *grads: Any) -> Any:
+            # Compiled graphs refuse double backward by themselves, and trace this function.
+            recording = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            transforms = _functorch_derivatives() if recording else 0
+            if transforms > 1:
+                raise RuntimeError(reason)
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            if not recording or transforms == 1:  # torch.func records always, even for one grad
+                return results
+            return tuple(
+                _Refuse.apply(r.detach().requires_grad_(), reason) if isinstance(r, Tensor) else r
+                for r in results
+            )
+
+        return wrapped
+
+    return decorate

@@ -1,0 +1,312 @@
+"""The compiled modules, and the only code that turns tensors into addresses.
+
+``CPU`` and ``CUDA`` load lazily: the package imports without them, and the first use says what is
+missing and why. Each wrapper checks device, dtype, layout and sizes of every tensor, keeps them
+alive during the call, passes torch's thread count and current stream, and turns a status code into
+an exception that names op and shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+#: Element types as csrc/common/dtype.h numbers them.
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+
+class NativeError(RuntimeError):
+    """A compiled module is missing or broken, or one of its kernels reported a failure."""
+
+
+class Library:
+    """One compiled module, loaded on first use; a failure is remembered and explained.
+
+    Args:
+        module: dotted name, e.g. "sublimate._C".
+        device: device type of the tensors its kernels take.
+        file: load this file instead of searching for the name (the emulated CUDA module in tests).
+    """
+
+    def __init__(self, module: str, device: str, file: str | Path | None = None) -> None:
+        self.module = module
+        self.device = device
+        self.file = None if file is None else Path(file)
+        self._loaded: ModuleType | None = None
+        self._reason: str | None = None
+
+    def _import(self) -> ModuleType:
+        if self.file is None:
+            return importlib.import_module(self.module)
+        spec = importlib.util.spec_from_file_location(self.module.rpartition(".")[2], self.file)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{self.file} is not an extension module")
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    def reason(self) -> str | None:
+        """None if the module loads, else why it does not and what to do."""
+        if self._loaded is None and self._reason is None:
+            try:
+                self._loaded = self._import()
+            except ModuleNotFoundError as error:
+                if error.name != self.module:
+                    self._reason = f"{self.module} failed to import: {error}"
+                else:
+                    self._reason = self._missing()
+            except Exception as error:
+                self._reason = (
+                    f"{self.module} is installed but does not load: {error} "
+                    f"(torch {torch.__version__}; reinstall sublimate, or build it on this machine)"
+                )
+        return self._reason
+
+    def _missing(self) -> str:
+        if self.module.endswith("_C_cuda"):
+            return (
+                f"{self.module} was not built (no nvcc at build time, or SUBLIMATE_BUILD_CUDA=0); "
+                "install with SUBLIMATE_BUILD_CUDA=1 where nvcc is on the PATH"
+            )
+        return (
+            f"{self.module} was not built (SUBLIMATE_SKIP_NATIVE=1, or a source tree that was not "
+            "installed); run `pip install .`"
+        )
+
+    def load(self) -> ModuleType:
+        """The module.
+
+        Raises:
+            NativeError: it is missing or broken; the message is ``reason()``.
+        """
+        if self._loaded is None:
+            why = self.reason()
+            if why is not None:
+                raise NativeError(why)
+        assert self._loaded is not None
+        return self._loaded
+
+    def call(self, op: str, shown: Tensor, *arguments: int | float) -> None:
+        """Runs a kernel where ``shown`` lives; raises NativeError naming op and shape."""
+        module = self.load()
+        if self.device == "cuda":
+            device = shown.device.index or 0
+            stream = torch.cuda.current_stream(device).cuda_stream
+        else:
+            device, stream = 0, 0
+        status = getattr(module, op)(*arguments, device, stream, torch.get_num_threads())
+        if status != 0:
+            raise NativeError(
+                f"{self.module}.{op} failed on shape {tuple(shown.shape)}, {shown.dtype}: "
+                f"{module.error_text(status)} (status {status})"
+            )
+
+
+CPU = Library("sublimate._C", "cpu")
+CUDA = Library("sublimate._C_cuda", "cuda")
+
+
+def library(backend: str) -> Library:
+    """The library behind a backend name ("cpu" or "cuda")."""
+    return CPU if backend == "cpu" else CUDA
+
+
+@functools.lru_cache(maxsize=None)
+def _driver_reason() -> str | None:
+    if not torch.backends.cuda.is_built():
+        return "this torch build has no CUDA support"
+    return None if torch.cuda.is_available() else "torch finds no CUDA device or driver"
+
+
+def cuda_reason() -> str | None:
+    """Why no real or emulated CUDA kernel can run, or None."""
+    why = CUDA.reason()
+    if why is None and CUDA.device == "cuda":
+        why = _driver_reason()
+    return why
+
+
+# ------------------------------------------------------------------------------------- guards
+
+
+def _guard(
+    op: str,
+    argument: str,
+    t: Tensor | None,
+    device: str,
+    dtypes: tuple[torch.dtype, ...],
+    numel: int | None = None,
+) -> int:
+    """Address of a dense tensor that is what the kernel expects; 0 for None."""
+    if t is None:
+        return 0
+    if t.device.type != device:
+        raise NativeError(f"{op}: {argument} is on {t.device}, the kernel needs {device}")
+    if t.dtype not in dtypes:
+        raise NativeError(f"{op}: {argument} has {t.dtype}, the kernel needs {dtypes}")
+    if numel is not None and t.numel() != numel:
+        raise NativeError(f"{op}: {argument} has {t.numel()} elements, the kernel needs {numel}")
+    if t.is_conj() or t.is_neg():
+        raise NativeError(f"{op}: {argument} is a lazy conjugate or negative view")
+    return t.data_ptr()
+
+
+def dense(t: Tensor) -> bool:
+    """Whether t covers its memory exactly once: strides are those of a permuted contiguous tensor."""
+    expected = 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1
+    ):
+        if size == 0:
+            return True
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _same_layout(op: str, first: Tensor, *others: tuple[str, Tensor | None]) -> None:
+    if not dense(first):
+        raise NativeError(f"{op}: expected a dense tensor, got strides {first.stride()}")
+    for argument, t in others:
+        if t is None:
+            continue
+        if t.shape != first.shape:
+            raise NativeError(f"{op}: {argument} has shape {t.shape}, expected {first.shape}")
+        pairs = zip(t.stride(), first.stride(), first.shape, strict=True)
+        if t.numel() > 0 and any(s != r for s, r, size in pairs if size > 1):
+            raise NativeError(f"{op}: {argument} has strides {t.stride()}, expected {first.stride()}")
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# ------------------------------------------------------------------------------------- fewbit
+
+
+def fewbit_words(n: int, bits: int) -> int:
+    return (n + 31) // 32 * bits
+
+
+def _table(
+    op: str, device: str, acc: torch.dtype, borders: Tensor, codes: Tensor, bits: int
+) -> tuple[int, int, int]:
+    m = borders.numel()
+    if m > 255 or not borders.is_contiguous() or not codes.is_contiguous():
+        raise NativeError(f"{op}: expected at most 255 contiguous borders, got {m}")
+    return (
+        _guard(op, "borders", borders, device, (acc,)),
+        _guard(op, "codes", codes, device, (torch.uint8,), m + 1),
+        m,
+    )
+
+
+def fewbit_fwd(
+    backend: str,
+    x: Tensor,
+    y: Tensor | None,
+    packed: Tensor | None,
+    borders: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    fn: int,
+    a: float,
+    b: float,
+    bits: int,
+    seed: Tensor | None,
+) -> None:
+    """y = f(x) and the packed codes; see csrc/fewbit/kernels.h ``Forward``."""
+    lib, op, n = library(backend), "fewbit_fwd", x.numel()
+    acc = _accumulator(x.dtype)
+    _same_layout(op, x, ("y", y))
+    px = _guard(op, "x", x, lib.device, tuple(DTYPES))
+    py = _guard(op, "y", y, lib.device, (x.dtype,), n)
+    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
+    table = _table(op, lib.device, acc, borders, codes, bits)
+    pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits if bits else None)
+    ps = _guard(op, "seed", seed, lib.device, (torch.int64,), 1)
+    if bits and packed is None:
+        raise NativeError(f"{op}: bits={bits} but no packed tensor")
+    lib.call(
+        op, x, DTYPES[x.dtype], fn, a, b, px, py, pp if bits else 0, n, *table, pl, bits, ps
+    )
+
+
+def fewbit_bwd(
+    backend: str, grad: Tensor, packed: Tensor, levels: Tensor, dx: Tensor, bits: int
+) -> None:
+    """dx = levels[code] * grad; see csrc/fewbit/kernels.h ``Backward``."""
+    lib, op, n = library(backend), "fewbit_bwd", grad.numel()
+    acc = _accumulator(grad.dtype)
+    _same_layout(op, grad, ("dx", dx))
+    pg = _guard(op, "grad", grad, lib.device, tuple(DTYPES))
+    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
+    pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits)
+    pd = _guard(op, "dx", dx, lib.device, (grad.dtype,), n)
+    lib.call(op, grad, DTYPES[grad.dtype], pg, pp, pl, pd, n, bits)
+
+
+def fewbit_gated_fwd(
+    backend: str,
+    gate: Tensor,
+    up: Tensor,
+    y: Tensor,
+    packed: Tensor | None,
+    borders: Tensor,
+    codes: Tensor,
+    fn: int,
+    bits: int,
+    scale: Tensor | None,
+    inner: int,
+) -> None:
+    """y = f(gate) * up and codes; see csrc/fewbit/kernels.h ``GatedForward``."""
+    lib, op, n = library(backend), "fewbit_gated_fwd", gate.numel()
+    acc = _accumulator(gate.dtype)
+    _same_layout(op, gate, ("up", up), ("y", y))
+    pg = _guard(op, "gate", gate, lib.device, tuple(DTYPES))
+    pu = _guard(op, "up", up, lib.device, (gate.dtype,), n)
+    py = _guard(op, "y", y, lib.device, (gate.dtype,), n)
+    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
+    table = _table(op, lib.device, acc, borders, codes, bits)
+    rows = n // inner if inner else 0
+    ps = _guard(op, "scale", scale, lib.device, (torch.float32,), rows)
+    lib.call(
+        op, gate, DTYPES[gate.dtype], fn, pg, pu, py, pp if bits else 0, n, *table, bits, ps, inner
+    )
+
+
+def fewbit_gated_bwd(
+    backend: str,
+    dy: Tensor,
+    kept: Tensor,
+    packed: Tensor,
+    levels: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    inner: int,
+    fn: int,
+    dgate: Tensor | None,
+    dup: Tensor | None,
+    bits: int,
+) -> None:
+    """Gradients of gate and up; see csrc/fewbit/kernels.h ``GatedBackward``."""
+    lib, op, n = library(backend), "fewbit_gated_bwd", dy.numel()
+    acc = _accumulator(dy.dtype)
+    _same_layout(op, dy, ("kept", kept), ("dgate", dgate), ("dup", dup))
+    pg = _guard(op, "dy", dy, lib.device, tuple(DTYPES))
+    pk = _guard(op, "kept", kept, lib.device, (dy.dtype,), n)
+    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
+    pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits)
+    pv = _guard(op, "values", values, lib.device, (acc,), 2**bits)
+    rows = n // inner if inner else 0
+    ps = _guard(op, "scale", scale, lib.device, (torch.float32,), rows)
+    p1 = _guard(op, "dgate", dgate, lib.device, (dy.dtype,), n)
+    p2 = _guard(op, "dup", dup, lib.device, (dy.dtype,), n)
+    lib.call(op, dy, DTYPES[dy.dtype], fn, pg, pk, pp, pl, pv, ps, inner, p1, p2, n, bits)
