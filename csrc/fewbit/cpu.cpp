@@ -4,6 +4,8 @@
 // then the codes. The codes of a block are found and packed in one pass: with AVX-512, comparisons
 // are mask registers, which are the bit planes.
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -22,6 +24,9 @@ namespace {
 
 constexpr int64_t GRAIN = 16384;  // elements below which a thread costs more than it brings
 
+// Most borders that the vector search below takes: a decision tree of depth 5.
+constexpr int DEPTH = 5;
+
 template <class A>
 struct Tables {
   // Borders rounded to the element type, and what each changes: crossing border i flips the bits of
@@ -30,6 +35,11 @@ struct Tables {
   uint32_t flip[MAX_BORDERS];
   uint32_t first;
   int count;
+  // The same as a decision tree. Level l compares x with node[l][path], where bit k of path is the
+  // outcome at level k, and leaf[path] is the code: each lookup is one vector permute.
+  int depth;
+  A node[DEPTH][16];
+  uint32_t leaf[1 << DEPTH];
 };
 
 template <class T, class A>
@@ -40,6 +50,25 @@ Tables<A> read_tables(const Borders& table) {
   for (int i = 0; i < table.count; ++i) {
     t.border[i] = round_to<T>(static_cast<const A*>(table.borders)[i]);
     t.flip[i] = table.codes[i] ^ table.codes[i + 1];
+  }
+  t.depth = 0;
+  while ((1 << t.depth) <= table.count) ++t.depth;
+  if (t.depth > DEPTH) return t;
+  // A path means the interval sum of bit_k << (depth - 1 - k); missing borders are +inf, above which
+  // only NaN goes, and NaN belongs to the last interval.
+  const auto interval = [&](int path, int levels) {
+    int at = 0;
+    for (int k = 0; k < levels; ++k) at += ((path >> k) & 1) << (t.depth - 1 - k);
+    return at;
+  };
+  for (int level = 0; level < t.depth; ++level) {
+    for (int path = 0; path < (1 << level); ++path) {
+      const int i = interval(path, level) + (1 << (t.depth - 1 - level)) - 1;
+      t.node[level][path] = i < t.count ? t.border[i] : A(INFINITY);
+    }
+  }
+  for (int path = 0; path < (1 << t.depth); ++path) {
+    t.leaf[path] = table.codes[std::min(interval(path, t.depth), t.count)];
   }
   return t;
 }
@@ -85,36 +114,78 @@ inline void pack_block(uint32_t* code, int n, int bits, uint32_t* packed) {
   }
 }
 
+#if defined(__AVX512F__)
+// Bit planes of 64 codes in four vectors.
+inline void pack64(const __m512i* c, int bits, uint32_t* word) {
+  for (int p = 0; p < bits; ++p) {
+    const __m512i bit = _mm512_set1_epi32(1 << p);
+    word[p] = uint32_t(_mm512_test_epi32_mask(c[0], bit)) |
+              uint32_t(_mm512_test_epi32_mask(c[1], bit)) << 16;
+    word[bits + p] = uint32_t(_mm512_test_epi32_mask(c[2], bit)) |
+                     uint32_t(_mm512_test_epi32_mask(c[3], bit)) << 16;
+  }
+}
+
+// Codes of 64 elements by the decision tree; depth is a compile-time constant.
+template <int depth>
+SUBLIMATE_HD void search64(const Vec* x, const Tables<float>& t, __m512i* path) {
+  for (int k = 0; k < 4; ++k) {
+    path[k] = _mm512_maskz_set1_epi32(
+        _mm512_cmp_ps_mask(x[k].lanes, _mm512_set1_ps(t.node[0][0]), _CMP_NLE_UQ), 1);
+    for (int level = 1; level < depth; ++level) {
+      const __m512 node = _mm512_permutexvar_ps(path[k], _mm512_loadu_ps(t.node[level]));
+      const __mmask16 above = _mm512_cmp_ps_mask(x[k].lanes, node, _CMP_NLE_UQ);
+      path[k] = _mm512_mask_or_epi32(path[k], above, path[k], _mm512_set1_epi32(1 << level));
+    }
+    const __m512i low = _mm512_loadu_si512(t.leaf);
+    path[k] = depth < 5 ? _mm512_permutexvar_epi32(path[k], low)
+                        : _mm512_permutex2var_epi32(low, path[k], _mm512_loadu_si512(t.leaf + 16));
+  }
+}
+
+SUBLIMATE_HD void encode64(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
+  __m512i code[4];
+  switch (t.depth) {
+    case 1:
+      search64<1>(x, t, code);
+      break;
+    case 2:
+      search64<2>(x, t, code);
+      break;
+    case 3:
+      search64<3>(x, t, code);
+      break;
+    case 4:
+      search64<4>(x, t, code);
+      break;
+    case 5:
+      search64<5>(x, t, code);
+      break;
+    default:
+      for (int k = 0; k < 4; ++k) {
+        code[k] = _mm512_set1_epi32(int(t.first));
+        for (int i = 0; i < t.count; ++i) {
+          const __mmask16 above =
+              _mm512_cmp_ps_mask(x[k].lanes, _mm512_set1_ps(t.border[i]), _CMP_NLE_UQ);
+          code[k] = _mm512_mask_xor_epi32(code[k], above, code[k],
+                                          _mm512_set1_epi32(int(t.flip[i])));
+        }
+      }
+  }
+  pack64(code, bits, word);
+}
+#endif
+
 // Codes of x[0 .. n) by the codebook, packed.
 template <class A>
-void encode_block(const A* x, int n, const Tables<A>& t, int bits, uint32_t* packed) {
+inline void encode_block(const A* x, int n, const Tables<A>& t, int bits, uint32_t* packed) {
   int done = 0;
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<A, float>) {
-    // 64 elements at a time: four vectors of x against one border, codes kept in registers.
     for (; done + 64 <= n; done += 64) {
-      __m512 v[4];
-      __m512i c[4];
-      for (int k = 0; k < 4; ++k) {
-        v[k] = _mm512_loadu_ps(x + done + 16 * k);
-        c[k] = _mm512_set1_epi32(int(t.first));
-      }
-      for (int i = 0; i < t.count; ++i) {
-        const __m512 border = _mm512_set1_ps(t.border[i]);
-        const __m512i flip = _mm512_set1_epi32(int(t.flip[i]));
-        for (int k = 0; k < 4; ++k) {
-          const __mmask16 above = _mm512_cmp_ps_mask(v[k], border, _CMP_NLE_UQ);
-          c[k] = _mm512_mask_xor_epi32(c[k], above, c[k], flip);
-        }
-      }
-      uint32_t* word = packed + done / GROUP * bits;
-      for (int p = 0; p < bits; ++p) {
-        const __m512i bit = _mm512_set1_epi32(1 << p);
-        word[p] = uint32_t(_mm512_test_epi32_mask(c[0], bit)) |
-                  uint32_t(_mm512_test_epi32_mask(c[1], bit)) << 16;
-        word[bits + p] = uint32_t(_mm512_test_epi32_mask(c[2], bit)) |
-                         uint32_t(_mm512_test_epi32_mask(c[3], bit)) << 16;
-      }
+      const float* from = x + done;
+      const Vec v[4] = {load16(from), load16(from + 16), load16(from + 32), load16(from + 48)};
+      encode64(v, t, bits, packed + done / GROUP * bits);
     }
     if (done == n) return;
   }
@@ -156,6 +227,17 @@ void encode_stochastic_block(const A* v, int n, int64_t first, int64_t seed,
 
 // ---------------------------------------------------------------------------------- words -> levels
 
+#if defined(__AVX512F__)
+// Codes of 32 elements into two vectors, from zero: a word of a plane is two lane masks.
+SUBLIMATE_HD void codes32(const uint32_t* word, int bits, __m512i* code) {
+  for (int p = 0; p < bits; ++p) {
+    const __m512i bit = _mm512_set1_epi32(1 << p);
+    code[0] = _mm512_mask_or_epi32(code[0], __mmask16(word[p]), code[0], bit);
+    code[1] = _mm512_mask_or_epi32(code[1], __mmask16(word[p] >> 16), code[1], bit);
+  }
+}
+#endif
+
 // levels[code] of n elements; q has room to the next multiple of 32.
 template <class A>
 void decode_block(const uint32_t* packed, int n, int bits, const Levels<A>& levels, A* q) {
@@ -164,14 +246,10 @@ void decode_block(const uint32_t* packed, int n, int bits, const Levels<A>& leve
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<A, float>) {
       const __m512 table = _mm512_loadu_ps(levels.value);
-      __m512i low = _mm512_setzero_si512(), high = low;
-      for (int p = 0; p < bits; ++p) {
-        const __m512i bit = _mm512_set1_epi32(1 << p);
-        low = _mm512_mask_or_epi32(low, __mmask16(word[p]), low, bit);
-        high = _mm512_mask_or_epi32(high, __mmask16(word[p] >> 16), high, bit);
-      }
-      _mm512_storeu_ps(q + g * GROUP, _mm512_permutexvar_ps(low, table));
-      _mm512_storeu_ps(q + g * GROUP + 16, _mm512_permutexvar_ps(high, table));
+      __m512i c[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+      codes32(word, bits, c);
+      _mm512_storeu_ps(q + g * GROUP, _mm512_permutexvar_ps(c[0], table));
+      _mm512_storeu_ps(q + g * GROUP + 16, _mm512_permutexvar_ps(c[1], table));
       continue;
     }
 #endif
@@ -225,7 +303,121 @@ struct ExactBlock {
   }
 };
 
+#if defined(__AVX512F__)
+template <class T>
+struct Value64 {
+  const Vec* x;
+  T* y;
+  Vec a, b;
+  template <Fn F>
+  SUBLIMATE_HD void run() const {
+    for (int q = 0; q < 4; ++q) store16(y + 16 * q, value<F>(x[q], a, b));
+  }
+};
+
+struct Exact64 {
+  const Vec* x;
+  uint32_t* word;
+  Vec a, b;
+  template <Fn F>
+  SUBLIMATE_HD void run() const {
+    if constexpr (is_exact(F)) {
+      for (int q = 0; q < 4; q += 2) {
+        word[q / 2] = uint32_t(exact_bit<F>(x[q], a, b).bits) |
+                      uint32_t(exact_bit<F>(x[q + 1], a, b).bits) << 16;
+      }
+    }
+  }
+};
+
+// Zeroes the lanes from n on in the words of 64 elements.
+inline void clear_lanes(uint32_t* word, int n, int bits) {
+  for (int g = 0; g < 2; ++g) {
+    const int used = n - g * GROUP;
+    const uint32_t keep = used >= GROUP ? ~0u : used <= 0 ? 0u : (1u << used) - 1;
+    for (int p = 0; p < bits; ++p) word[g * bits + p] &= keep;
+  }
+}
+#endif
+
 // ------------------------------------------------------------------------------------------- kernels
+
+template <class T>
+struct ForwardLoop {
+  using A = arith_t<T>;
+  const Forward& k;
+  const Tables<A>& table;
+  const Levels<A>& levels;
+  bool coded, exact;
+  int64_t seed;
+  A a, b;
+
+  // Elements base .. base + n, n <= BLOCK.
+  void step(int64_t base, int n) const {
+    A xs[BLOCK], ys[BLOCK];
+    const T* x = static_cast<const T*>(k.x);
+    T* y = static_cast<T*>(k.y);
+    const A* in = view_block(x + base, xs, n);
+    if (y != nullptr) {
+      visit(k.fn, ValueBlock<A>{in, ys, n, a, b});
+      store_block(ys, y + base, n);
+    }
+    if (k.bits == 0) return;
+    uint32_t* packed = k.packed + base / GROUP * k.bits;
+    if (coded) {
+      encode_block(in, n, table, k.bits, packed);
+    } else if (exact) {
+      uint32_t code[BLOCK];
+      visit(k.fn, ExactBlock<A>{in, code, n, a, b});
+      pack_block(code, n, k.bits, packed);
+    } else {
+      visit(k.fn, DerivativeBlock<A>{in, ys, n, a, b});
+      encode_stochastic_block(ys, n, base, seed, levels, k.bits, packed);
+    }
+  }
+
+  void range(int64_t begin, int64_t end) const {
+    int64_t base = begin;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<A, float>) {
+      if (coded || exact || k.bits == 0) {
+        const T* x = static_cast<const T*>(k.x);
+        T* y = static_cast<T*>(k.y);
+        for (; base + 64 <= end; base += 64) {
+          step64(x + base, y ? y + base : nullptr, k.packed + base / GROUP * k.bits);
+        }
+        // The rest goes through a padded copy, so that an element's result does not depend on where
+        // it stands.
+        if (const int n = int(end - base); n > 0) {
+          T xs[64] = {}, ys[64];
+          uint32_t words[2 * MAX_BITS];
+          std::copy_n(x + base, n, xs);
+          step64(xs, ys, words);
+          if (y) std::copy_n(ys, n, y + base);
+          clear_lanes(words, n, k.bits);
+          std::copy_n(words, words_of(n) * k.bits, k.packed + base / GROUP * k.bits);
+        }
+        return;
+      }
+    }
+#endif
+    for (; base < end; base += BLOCK) step(base, int(std::min<int64_t>(BLOCK, end - base)));
+  }
+
+#if defined(__AVX512F__)
+  // 64 elements in registers: short enough for the out-of-order window to span several, so that the
+  // arithmetic of one overlaps the comparisons and permutes of another.
+  SUBLIMATE_HD void step64(const T* x, T* y, uint32_t* word) const {
+    const Vec v[4] = {load16(x), load16(x + 16), load16(x + 32), load16(x + 48)};
+    if (y) visit(k.fn, Value64<T>{v, y, Vec(a), Vec(b)});
+    if (coded) {
+      encode64(v, table, k.bits, word);
+    } else if (exact) {
+      visit(k.fn, Exact64{v, word, Vec(a), Vec(b)});
+    }
+  }
+#endif
+};
 
 template <class T>
 int forward_as(const Forward& k) {
@@ -235,38 +427,10 @@ int forward_as(const Forward& k) {
   const bool coded = k.bits > 0 && !stochastic && !exact;
   const Tables<A> table = coded ? read_tables<T, A>(k.table) : Tables<A>{};
   const Levels<A> levels = stochastic ? read_levels<A>(k.levels, k.bits) : Levels<A>{};
-  const int64_t seed = stochastic ? *k.seed : 0;
-  const A a = A(k.a), b = A(k.b);
-  const T* x = static_cast<const T*>(k.x);
-  T* y = static_cast<T*>(k.y);
-
-  parallel_for(k.n, BLOCK, GRAIN, k.exec.threads, [&](int64_t begin, int64_t end) {
-    A xs[BLOCK], ys[BLOCK];
-    for (int64_t base = begin; base < end; base += BLOCK) {
-      const int n = int(std::min<int64_t>(BLOCK, end - base));
-      const A* in = view_block(x + base, xs, n);
-      if (y != nullptr) {
-        if constexpr (std::is_same_v<T, A>) {
-          visit(k.fn, ValueBlock<A>{in, y + base, n, a, b});
-        } else {
-          visit(k.fn, ValueBlock<A>{in, ys, n, a, b});
-          store_block(ys, y + base, n);
-        }
-      }
-      if (k.bits == 0) continue;
-      uint32_t* packed = k.packed + base / GROUP * k.bits;
-      if (coded) {
-        encode_block(in, n, table, k.bits, packed);
-      } else if (exact) {
-        uint32_t code[BLOCK];
-        visit(k.fn, ExactBlock<A>{in, code, n, a, b});
-        pack_block(code, n, k.bits, packed);
-      } else {
-        visit(k.fn, DerivativeBlock<A>{in, ys, n, a, b});
-        encode_stochastic_block(ys, n, base, seed, levels, k.bits, packed);
-      }
-    }
-  });
+  const ForwardLoop<T> loop{k,      table, levels, coded, exact, stochastic ? *k.seed : 0,
+                            A(k.a), A(k.b)};
+  parallel_for(k.n, BLOCK, GRAIN, k.exec.threads,
+               [&](int64_t begin, int64_t end) { loop.range(begin, end); });
   return kOk;
 }
 
@@ -277,17 +441,28 @@ int backward_as(const Backward& k) {
   const T* grad = static_cast<const T*>(k.grad);
   T* dx = static_cast<T*>(k.dx);
   parallel_for(k.n, BLOCK, GRAIN, k.exec.threads, [&](int64_t begin, int64_t end) {
+    int64_t base = begin;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<A, float>) {
+      const __m512 table = _mm512_loadu_ps(levels.value);
+      for (; base + GROUP <= end; base += GROUP) {
+        const uint32_t* word = k.packed + base / GROUP * k.bits;
+        __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        codes32(word, k.bits, code);
+        for (int q = 0; q < 2; ++q) {
+          const Vec level = _mm512_permutexvar_ps(code[q], table);
+          store16(dx + base + 16 * q, level * load16(grad + base + 16 * q));
+        }
+      }
+    }
+#endif
     A q[BLOCK], gs[BLOCK];
-    for (int64_t base = begin; base < end; base += BLOCK) {
+    for (; base < end; base += BLOCK) {
       const int n = int(std::min<int64_t>(BLOCK, end - base));
       decode_block(k.packed + base / GROUP * k.bits, n, k.bits, levels, q);
       const A* g = view_block(grad + base, gs, n);
-      if constexpr (std::is_same_v<T, A>) {
-        for (int j = 0; j < n; ++j) dx[base + j] = q[j] * g[j];
-      } else {
-        for (int j = 0; j < n; ++j) q[j] *= g[j];
-        store_block(q, dx + base, n);
-      }
+      for (int j = 0; j < n; ++j) q[j] *= g[j];
+      store_block(q, dx + base, n);
     }
   });
   return kOk;
