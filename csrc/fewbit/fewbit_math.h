@@ -36,13 +36,10 @@ SUBLIMATE_HD constexpr bool is_exact(Fn fn) {
   }
 }
 
-// 1 / (1 + e^-x). Exactly 0 where e^-x overflows, so that -inf * sigmoid(-inf) is NaN as in torch.
+// 1 / (1 + e^-x); 0 where e^-x overflows, so that -inf * sigmoid(-inf) is NaN as in torch.
 template <class A>
 SUBLIMATE_HD A sigmoid(A x) {
-  using namespace sublimate::math;
-  const A e = math::exp(-x);
-  constexpr double overflow = std::is_same_v<A, double> ? 1e300 : 1e37;
-  return pick(e > A(overflow), A(0), quotient(A(1), A(1) + e));
+  return math::reciprocal(A(1) + math::exp(-x));
 }
 
 // f(x). A is float, double or Vec; a and b are the function's parameters, unused ones ignored.
@@ -191,6 +188,14 @@ SUBLIMATE_HD bool visit(int fn, Visitor&& visitor) {
       return true;
   }
   return false;
+}
+
+// The same for gated units, which take three of them: much less code.
+template <class Visitor>
+SUBLIMATE_HD void visit_gated(int fn, Visitor&& visitor) {
+  if (Fn(fn) == Fn::gelu) visitor.template run<Fn::gelu>();
+  if (Fn(fn) == Fn::gelu_tanh) visitor.template run<Fn::gelu_tanh>();
+  if (Fn(fn) == Fn::silu) visitor.template run<Fn::silu>();
 }
 
 // Largest tables a kernel accepts.
