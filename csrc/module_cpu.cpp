@@ -62,6 +62,6 @@ PYBIND11_MODULE(_C, m) {
   const sublimate::Isa isa = sublimate::detect_isa();
   m.doc() = "CPU kernels of sublimate; call them through sublimate._native";
   m.attr("isa") = sublimate::isa_name(isa);
-  m.def("error_text", &sublimate::error_text);
+  m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
 }

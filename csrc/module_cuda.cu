@@ -18,9 +18,7 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   using namespace sublimate;
   m.doc() = "CUDA kernels of sublimate; call them through sublimate._native";
   m.attr("architectures") = SUBLIMATE_CUDA_ARCHITECTURES;
-  m.def("error_text", [](int status) {
-    return status > 0 ? cudaGetErrorString(cudaError_t(status)) : error_text(status);
-  });
+  m.def("error_text", &status_text);
   fewbit::bind(m, {fewbit::cuda::forward, fewbit::cuda::backward, fewbit::cuda::gated_forward,
                    fewbit::cuda::gated_backward});
 }

@@ -1,28 +1,47 @@
-// Status codes at the binding: 0 is success, positive numbers are CUDA's, negative ones are ours.
+// Status codes at the binding: every compiled function returns int. 0 is success, a positive number
+// is CUDA's own error number, a negative one is ours.
 #pragma once
+
+#include <string>
+
+#if defined(__CUDACC__) || defined(SUBLIMATE_CUDA_EMULATOR)
+#include <cuda_runtime.h>
+#endif
 
 namespace sublimate {
 
+// The numbers are the binding's: python/sublimate/_native.py STATUS.
 enum Status : int {
-  ok = 0,
-  bad_dtype = -1,
-  bad_argument = -2,
-  unsupported = -3,
+  kOk = 0,
+  kBadDtype = -1,     // an element type the function has no code for
+  kBadArgument = -2,  // a size, stride, count or name out of range
+  kUnsupported = -3,  // valid, but not on this device or in this build
+  kOutOfMemory = -4,  // host memory
 };
 
-inline const char* error_text(int status) {
-  switch (status) {
-    case ok:
+// Name and meaning of a status code, for messages.
+inline std::string status_text(int code) {
+  switch (code) {
+    case kOk:
       return "success";
-    case bad_dtype:
-      return "element type not supported by this kernel";
-    case bad_argument:
-      return "argument out of the kernel's range";
-    case unsupported:
-      return "not supported by this build";
+    case kBadDtype:
+      return "element type not supported by this function";
+    case kBadArgument:
+      return "argument out of range";
+    case kUnsupported:
+      return "not supported on this device or in this build";
+    case kOutOfMemory:
+      return "out of host memory";
     default:
-      return "unknown error";
+      break;
   }
+  if (code < 0) return "unknown status " + std::to_string(code);
+#if defined(__CUDACC__) || defined(SUBLIMATE_CUDA_EMULATOR)
+  const auto error = static_cast<cudaError_t>(code);
+  return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+#else
+  return "CUDA error " + std::to_string(code);
+#endif
 }
 
 }  // namespace sublimate

@@ -267,7 +267,7 @@ int forward_as(const Forward& k) {
       }
     }
   });
-  return ok;
+  return kOk;
 }
 
 template <class T>
@@ -290,7 +290,7 @@ int backward_as(const Backward& k) {
       }
     }
   });
-  return ok;
+  return kOk;
 }
 
 // scale[row] of elements base .. base + n, spread over a block; 0 stays 0 (its inverse is taken 0).
@@ -337,7 +337,7 @@ int gated_forward_as(const GatedForward& k) {
       }
     }
   });
-  return ok;
+  return kOk;
 }
 
 template <class T>
@@ -384,7 +384,7 @@ int gated_backward_as(const GatedBackward& k) {
       }
     }
   });
-  return ok;
+  return kOk;
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ constexpr int THREADS = 256;
 constexpr int EACH = 8;                   // elements of a thread: one byte of a bit plane
 constexpr int CHUNKS = GROUP / EACH;      // threads per group of 32
 constexpr int TREE = MAX_BORDERS + 1;     // padded size of the search table
+constexpr int WAVES = 32;                 // blocks per multiprocessor: 8 resident, 4 waves of them
 
 template <class A>
 struct Tables {
@@ -188,7 +189,7 @@ SUBLIMATE_HD void visit_gated(int fn, const Visitor& visitor) {
 __host__ __device__ inline int64_t chunks_of(int64_t n) { return (n + GROUP - 1) / GROUP * CHUNKS; }
 
 template <class T, bool STOCHASTIC>
-__global__ void __launch_bounds__(THREADS) forward_kernel(Forward f, int steps, bool aligned) {
+__global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int steps, bool aligned) {
   using A = arith_t<T>;
   __shared__ Tables<A> table;
   const bool exact = is_exact(Fn(f.fn));
@@ -353,42 +354,40 @@ bool aligned16(const P*... pointers) {
   return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
 }
 
+// Sets the device and launches kernel over the chunks of n elements, a grid-stride loop with enough
+// blocks for several full waves.
+template <class... P, class... A>
+int run(void (*kernel)(P...), int64_t n, const Exec& exec, A... arguments) {
+  const DeviceGuard guard(exec.device);
+  if (guard.status() != cudaSuccess) return guard.status();
+  int processors = 0;
+  if (const cudaError_t error = multiprocessors(&processors)) return error;
+  const unsigned grid = grid_for(chunks_of(n), THREADS, int64_t(processors) * WAVES);
+  return launch(kernel, grid, dim3(THREADS), 0, cudaStream_t(exec.stream), arguments...);
+}
+
 template <class T>
 int forward_as(const Forward& f) {
-  const DeviceGuard guard(f.exec.device);
-  const int steps = search_steps(f.table.count);
   const bool aligned = aligned16(f.x, f.y);
-  const dim3 grid = grid_for(chunks_of(f.n), THREADS, f.exec.device);
   const auto kernel = f.bits > 0 && f.seed ? forward_kernel<T, true> : forward_kernel<T, false>;
-  return launch(kernel, grid, dim3(THREADS), 0, cudaStream_t(f.exec.stream), f, steps, aligned);
+  return run(kernel, f.n, f.exec, f, search_steps(f.table.count), aligned);
 }
 
 template <class T>
 int backward_as(const Backward& f) {
-  const DeviceGuard guard(f.exec.device);
-  const bool aligned = aligned16(f.grad, f.dx);
-  const dim3 grid = grid_for(chunks_of(f.n), THREADS, f.exec.device);
-  const auto stream = cudaStream_t(f.exec.stream);
-  return launch(backward_kernel<T>, grid, dim3(THREADS), 0, stream, f, aligned);
+  return run(backward_kernel<T>, f.n, f.exec, f, aligned16(f.grad, f.dx));
 }
 
 template <class T>
 int gated_forward_as(const GatedForward& f) {
-  const DeviceGuard guard(f.exec.device);
-  const int steps = search_steps(f.table.count);
   const bool aligned = aligned16(f.gate, f.up, f.y);
-  const dim3 grid = grid_for(chunks_of(f.n), THREADS, f.exec.device);
-  const auto stream = cudaStream_t(f.exec.stream);
-  return launch(gated_forward_kernel<T>, grid, dim3(THREADS), 0, stream, f, steps, aligned);
+  return run(gated_forward_kernel<T>, f.n, f.exec, f, search_steps(f.table.count), aligned);
 }
 
 template <class T>
 int gated_backward_as(const GatedBackward& f) {
-  const DeviceGuard guard(f.exec.device);
   const bool aligned = aligned16(f.dy, f.kept, f.dgate, f.dup);
-  const dim3 grid = grid_for(chunks_of(f.n), THREADS, f.exec.device);
-  const auto stream = cudaStream_t(f.exec.stream);
-  return launch(gated_backward_kernel<T>, grid, dim3(THREADS), 0, stream, f, aligned);
+  return run(gated_backward_kernel<T>, f.n, f.exec, f, aligned);
 }
 
 }  // namespace

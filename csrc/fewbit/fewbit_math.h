@@ -22,7 +22,7 @@ enum class Fn : int {
   given,
 };
 
-constexpr bool is_exact(Fn fn) {
+SUBLIMATE_HD constexpr bool is_exact(Fn fn) {
   switch (fn) {
 #define SUBLIMATE_X(name, exact) \
   case Fn::name:                 \

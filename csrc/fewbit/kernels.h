@@ -84,33 +84,33 @@ struct GatedBackward {
 };
 
 // Every target refuses the same arguments before it reads anything.
-SUBLIMATE_HD bool bad_bits(int bits, int lowest) { return bits < lowest || bits > MAX_BITS; }
-SUBLIMATE_HD bool bad_table(const Borders& t) {
+inline bool bad_bits(int bits, int lowest) { return bits < lowest || bits > MAX_BITS; }
+inline bool bad_table(const Borders& t) {
   return t.count < 0 || t.count > MAX_BORDERS || !t.codes;
 }
-SUBLIMATE_HD bool gated_function(int fn) {
+inline bool gated_function(int fn) {
   return Fn(fn) == Fn::gelu || Fn(fn) == Fn::gelu_tanh || Fn(fn) == Fn::silu;
 }
 
-SUBLIMATE_HD int check(const Forward& k) {
-  if (bad_bits(k.bits, 0) || k.fn < 0 || k.fn > int(Fn::given) || k.n < 0) return bad_argument;
+inline int check(const Forward& k) {
+  if (bad_bits(k.bits, 0) || k.fn < 0 || k.fn > int(Fn::given) || k.n < 0) return kBadArgument;
   const bool exact = is_exact(Fn(k.fn));
-  if (k.bits > 0 && k.seed && (!k.levels || exact)) return bad_argument;
-  if (k.bits > 0 && !k.seed && !exact && bad_table(k.table)) return bad_argument;
-  return ok;
+  if (k.bits > 0 && k.seed && (!k.levels || exact)) return kBadArgument;
+  if (k.bits > 0 && !k.seed && !exact && bad_table(k.table)) return kBadArgument;
+  return kOk;
 }
-SUBLIMATE_HD int check(const Backward& k) {
-  return bad_bits(k.bits, 1) || k.n < 0 ? bad_argument : ok;
+inline int check(const Backward& k) {
+  return bad_bits(k.bits, 1) || k.n < 0 ? kBadArgument : kOk;
 }
-SUBLIMATE_HD int check(const GatedForward& k) {
-  if (bad_bits(k.bits, 0) || !gated_function(k.fn) || k.n < 0) return bad_argument;
-  if (k.bits > 0 && bad_table(k.table)) return bad_argument;
-  return k.scale && k.inner <= 0 && k.n > 0 ? bad_argument : ok;
+inline int check(const GatedForward& k) {
+  if (bad_bits(k.bits, 0) || !gated_function(k.fn) || k.n < 0) return kBadArgument;
+  if (k.bits > 0 && bad_table(k.table)) return kBadArgument;
+  return k.scale && k.inner <= 0 && k.n > 0 ? kBadArgument : kOk;
 }
-SUBLIMATE_HD int check(const GatedBackward& k) {
-  if (bad_bits(k.bits, 1) || !gated_function(k.fn) || k.n < 0) return bad_argument;
-  if (!k.scale && !k.values) return bad_argument;
-  return k.scale && k.inner <= 0 && k.n > 0 ? bad_argument : ok;
+inline int check(const GatedBackward& k) {
+  if (bad_bits(k.bits, 1) || !gated_function(k.fn) || k.n < 0) return kBadArgument;
+  if (!k.scale && !k.values) return kBadArgument;
+  return k.scale && k.inner <= 0 && k.n > 0 ? kBadArgument : kOk;
 }
 
 }  // namespace sublimate::fewbit
@@ -128,7 +128,7 @@ SUBLIMATE_HD int check(const GatedBackward& k) {
     case DType::f64:                                       \
       return kernel<double>(k);                            \
   }                                                        \
-  return bad_dtype
+  return kBadDtype
 
 #define SUBLIMATE_DECLARE_FEWBIT(target)                         \
   namespace sublimate::fewbit::target {                          \

@@ -7,7 +7,6 @@ from .functional import (
     activation,
     celu,
     elu,
-    geglu,
     gelu,
     hardshrink,
     hardsigmoid,
@@ -24,11 +23,11 @@ from .functional import (
     softplus,
     softshrink,
     softsign,
-    swiglu,
     tanh,
     tanhshrink,
     threshold,
 )
+from .gated import geglu, swiglu
 from .modules import (
     CELU,
     ELU,

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from sublimate.fewbit import quantiser
-from sublimate.fewbit.quantiser import Array, Index, single
-from sublimate.fewbit.reference import FUNCTIONS, Function
-from sublimate.fewbit.tables import (
+from . import quantiser
+from .quantiser import Array, Index, single
+from .reference import FUNCTIONS, Function
+from .tables import (
     MAX_BORDERS,
     MODES,
     Codebook,
     GatedCodebook,
     check_bits,
 )
-from sublimate.fewbit.target import Problem, builtin, check_params, density_of, resolve
+from .target import Problem, builtin, check_params, density_of, resolve
 
 __all__ = [
     "GATED",
@@ -160,9 +160,7 @@ def _fit_interval(problem: Problem, count: int) -> tuple[Array, Index, Array, fl
 def _fit_value(problem: Problem, count: int) -> tuple[Array, Index, Array, float]:
     value, w = problem.sorted_values()
     v = value[:, None]
-    cuts = quantiser.partition(
-        quantiser.variance_cost(w, v), quantiser.stops(w, v, count), count
-    )
+    cuts = quantiser.partition(quantiser.variance_cost(w, v), quantiser.stops(w, v, count), count)
     start = np.unique(cuts[:-1])
     start = start[start < len(w)]
     levels = np.add.reduceat(w * value, start) / np.add.reduceat(w, start)
@@ -205,9 +203,7 @@ def _fit_stochastic(problem: Problem, count: int) -> tuple[Array, Index, Array, 
         levels = quantiser.rounding_levels(problem.field, levels, ties > 16)
     inside = single(levels[1:-1], max(abs(low), abs(high)))
     levels = np.unique(np.concatenate([[low], inside[(inside > low) & (inside < high)], [high]]))
-    _, w, v = problem.atoms(
-        problem.field.crossings(levels[1:-1]) if problem.exact else np.empty(0)
-    )
+    _, w, v = problem.atoms(problem.field.crossings(levels[1:-1]) if problem.exact else np.empty(0))
     k = np.clip(np.searchsorted(levels, v[:, 0]) - 1, 0, max(len(levels) - 2, 0))
     upper = levels[np.minimum(k + 1, len(levels) - 1)]
     variance = (w @ ((upper - v[:, 0]) * (v[:, 0] - levels[k]))) / w.sum()
@@ -222,8 +218,8 @@ def fit_gated_codebook(
 ) -> GatedCodebook:
     """One interval code of g for y = act(g) u with jointly optimal borders (derived).
 
-    Minimises E[(act' - level)^2] / E[act'^2] + E[(act - value)^2] / E[act^2], the vector-valued form
-    of mode "interval".
+    Minimises E[(act' - level)^2] / E[act'^2] + E[(act - value)^2] / E[act^2], the vector-valued
+    form of mode "interval".
 
     Args:
         name: "gelu", "gelu_tanh" or "silu".
@@ -279,6 +275,7 @@ def default_codebook(
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     function = builtin(name)
+    mode = "value" if function.exact else mode
     return _default(function.name, bits, check_params(function, params), mode)
 
 
@@ -317,7 +314,7 @@ def _exact(function: Function, bits: int, params: tuple[float, ...]) -> Codebook
 
 
 def default_gated_codebook(name: str, bits: int) -> GatedCodebook:
-    """Gated codebook of "gelu", "gelu_tanh" or "silu" for standard normal g; made once, then kept."""
+    """Gated codebook of "gelu", "gelu_tanh" or "silu" for standard normal g; made once."""
     check_bits(bits)
     if name not in GATED:
         raise ValueError(f"name must be one of {GATED}, got {name!r}")
@@ -372,7 +369,7 @@ def table_text() -> str:
         entries[_key("value", "half_square", bits)] = _entry(fit_codebook("half_square", bits))
         for name in GATED:
             entries[_key("gated", name, bits)] = _entry(fit_gated_codebook(name, bits))
-    rows = (f"{json.dumps(key)}:{json.dumps(entries[key], separators=(',', ':'))}" for key in entries)
+    rows = (f'"{key}":{json.dumps(entry, separators=(",", ":"))}' for key, entry in entries.items())
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 

@@ -38,20 +38,10 @@ from torch import Tensor
 
 from .. import _backends, _checks, _philox
 from . import reference
-from .autograd import FewBit, FewBitGated, FewBitGiven, ops
-from .codebook import (
-    Codebook,
-    GatedCodebook,
-    default_codebook,
-    default_gated_codebook,
-    normal_codebook,
-)
+from .autograd import FewBit, FewBitGiven, ops
+from .codebook import Codebook, default_codebook
 
 Tables = tuple[Tensor, ...]
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return reference.accumulator(x.dtype)
 
 
 @torch.compiler.assume_constant_result
@@ -82,19 +72,8 @@ def _cached_exact_tables(
 
 
 @torch.compiler.assume_constant_result
-def _codebook_tables(codebook: Any, device: torch.device, acc: torch.dtype) -> Tables:
+def codebook_tables(codebook: Any, device: torch.device, acc: torch.dtype) -> Tables:
     return codebook.tensors(device, acc)
-
-
-@torch.compiler.assume_constant_result
-def _gated_tables(name: str, bits: int, device: torch.device, acc: torch.dtype) -> Tables:
-    return default_gated_codebook(name, bits).tensors(device, acc)
-
-
-@torch.compiler.assume_constant_result
-def _normal_tables(bits: int, device: torch.device, acc: torch.dtype) -> Tables:
-    borders, codes, levels = normal_codebook(bits).tensors(device, acc)
-    return borders, codes, levels, levels
 
 
 def _check_common(
@@ -140,7 +119,8 @@ def _covers(name: str, params: tuple[float, ...], codebook: Codebook) -> None:
         )
 
 
-def _wants_gradient(*tensors: Tensor) -> bool:
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd would record an op on these tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -160,7 +140,7 @@ def apply_tables(
     function = reference.FUNCTIONS[name]
     borders, codes, levels = tables
     if backend == "reference":
-        if not _wants_gradient(x):
+        if not wants_gradient(x):
             return function.forward(x, *params)
         decide = function.predicate
         exact = None if decide is None else (lambda t: decide(t, *params))
@@ -175,7 +155,7 @@ def apply_tables(
             predicate=exact,
         )
     a, b = (*params, 0.0, 0.0)[:2]
-    if not _wants_gradient(x):
+    if not wants_gradient(x):
         return ops.fewbit_fwd(x, borders, codes, levels, None, name, a, b, 0, backend)[0]
     return FewBit.apply(x, borders, codes, levels, seed, name, a, b, bits, backend)[0]
 
@@ -197,15 +177,15 @@ def _call(
     params = tuple(float(p) for p in params)
     chosen = _backends.resolve("fewbit", backend, x)
     if exact:
-        tables = _exact_tables(name, params, x.device, _accumulator(x))
+        tables = _exact_tables(name, params, x.device, reference.accumulator(x.dtype))
     elif codebook is None:
         mode = "stochastic" if stochastic else "value"
-        tables = _default_tables(name, bits, params, mode, x.device, _accumulator(x))
+        tables = _default_tables(name, bits, params, mode, x.device, reference.accumulator(x.dtype))
     else:
         if stochastic:
             _covers(name, params, codebook)
-        tables = _codebook_tables(codebook, x.device, _accumulator(x))
-    needed = stochastic and _wants_gradient(x)
+        tables = codebook_tables(codebook, x.device, reference.accumulator(x.dtype))
+    needed = stochastic and wants_gradient(x)
     return apply_tables(
         name, x, params, tables, bits, _seed_tensor(seed, x) if needed else None, chosen
     )
@@ -402,7 +382,7 @@ def activation(
     if not isinstance(codebook, Codebook):
         raise _checks.fail_type("codebook", "a sublimate.fewbit.Codebook", codebook)
     _check_common(x, codebook.bits, codebook, stochastic, seed)
-    if fn is None and codebook.name in reference.FUNCTIONS:
+    if fn is None and codebook.builtin:
         name, params, exact = codebook.name, codebook.params, reference.FUNCTIONS[codebook.name].exact
         given = None if exact else codebook
         return _call(name, x, params, codebook.bits, given, stochastic, seed, backend)
@@ -416,10 +396,10 @@ def activation(
     if stochastic:
         _covers(codebook.name, (), codebook)
     chosen = _backends.resolve("fewbit", backend, x)
-    if not _wants_gradient(x):
+    if not wants_gradient(x):
         return f(x)
     seeds = _seed_tensor(seed, x) if stochastic else None
-    borders, codes, levels = _codebook_tables(codebook, x.device, _accumulator(x))
+    borders, codes, levels = codebook_tables(codebook, x.device, reference.accumulator(x.dtype))
     lowest, highest = levels[0], levels[-1]
 
     def derivative(t: Tensor) -> Tensor:
@@ -441,107 +421,3 @@ def activation(
         )
     arguments = (borders, codes, levels, seeds, codebook.bits, chosen)
     return FewBitGiven.apply(x, f, derivative, *arguments)[0]
-
-
-# ------------------------------------------------------------------------------------ gated units
-
-
-def gated_tables(
-    name: str, keep: str, bits: int, device: torch.device, acc: torch.dtype
-) -> Tables:
-    """(borders, codes, levels, values) of the default code for a gated unit."""
-    if keep == "up":
-        return _gated_tables(name, bits, device, acc)
-    return _normal_tables(bits, device, acc)
-
-
-def apply_gated(
-    name: str, gate: Tensor, up: Tensor, tables: Tables, keep: str, bits: int, backend: str
-) -> Tensor:
-    """A gated unit with explicit device tables and a resolved backend."""
-    if backend == "reference":
-        return reference.gated(gate, up, name, keep, *tables)
-    borders, codes, levels, values = tables
-    if not _wants_gradient(gate, up):
-        return ops.fewbit_gated_fwd(gate, up, borders, codes, name, 0, keep, backend)[0]
-    return FewBitGated.apply(
-        gate, up, borders, codes, levels, values, name, keep, bits, backend
-    )[0]
-
-
-def _gated(
-    name: str,
-    gate: Tensor,
-    up: Tensor,
-    bits: int,
-    codebook: GatedCodebook | None,
-    keep: str,
-    backend: str | None,
-) -> Tensor:
-    _checks.floating_tensor("gate", gate)
-    _checks.floating_tensor("up", up)
-    _checks.same_as("up", up, "gate", gate)
-    _checks.integer_between("bits", bits, 1, 4)
-    _checks.one_of("keep", keep, ("up", "gate"))
-    chosen = _backends.resolve("fewbit", backend, gate)
-    acc = _accumulator(gate)
-    if codebook is None:
-        tables = gated_tables(name, keep, bits, gate.device, acc)
-    else:
-        if not isinstance(codebook, GatedCodebook):
-            raise _checks.fail_type("codebook", "a sublimate.fewbit.GatedCodebook", codebook)
-        if keep != "up":
-            raise _checks.fail_value("codebook", 'None with keep="gate"', "a GatedCodebook")
-        if codebook.bits != bits or codebook.name != name:
-            expected = f"a codebook of {name} with bits={bits}"
-            raise _checks.fail_value("codebook", expected, f"{codebook.name}, {codebook.bits} bits")
-        tables = _codebook_tables(codebook, gate.device, acc)
-    return apply_gated(name, gate, up, tables, keep, bits, chosen)
-
-
-def swiglu(
-    gate: Tensor,
-    up: Tensor,
-    *,
-    bits: int = 3,
-    codebook: GatedCodebook | None = None,
-    keep: str = "up",
-    backend: str | None = None,
-) -> Tensor:
-    """silu(gate) * up keeping one branch and a b-bit code of the other.
-
-    Args:
-        gate, up: same shape, dtype and device; any strides (copied where not contiguous).
-        bits: 1 to 4.
-        codebook: of ``fit_gated_codebook``; with keep="up" only.
-        keep: "up" keeps up and codes gate: dgate = dy up levels[code], dup = dy values[code].
-            "gate" keeps gate and codes up divided by its row's RMS: dup = dy silu(gate) is exact,
-            dgate = dy silu'(gate) decoded(up). Rows run over the last dimension.
-        backend: as in the module's docstring.
-
-    Returns:
-        silu(gate) * up, contiguous, computed in fp32 and rounded once.
-
-    Bytes kept per pair of 16-bit elements: 2 + bits / 8 (plus 4 per row with keep="gate"), against 6
-    for eager. Gradient errors: see this folder's README.
-
-    Raises:
-        TypeError, ValueError, BackendUnavailable: as in the module's docstring.
-    """
-    return _gated("silu", gate, up, bits, codebook, keep, backend)
-
-
-def geglu(
-    gate: Tensor,
-    up: Tensor,
-    *,
-    approximate: str = "none",
-    bits: int = 3,
-    codebook: GatedCodebook | None = None,
-    keep: str = "up",
-    backend: str | None = None,
-) -> Tensor:
-    """gelu(gate) * up keeping one branch and a b-bit code of the other; as ``swiglu``."""
-    _checks.one_of("approximate", approximate, ("none", "tanh"))
-    name = "gelu" if approximate == "none" else "gelu_tanh"
-    return _gated(name, gate, up, bits, codebook, keep, backend)

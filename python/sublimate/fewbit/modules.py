@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _backends, _checks
-from . import functional, reference
+from . import functional, gated, reference
 from .codebook import Codebook, GatedCodebook, default_codebook, default_gated_codebook
 
 _TABLE = ("borders", "codes", "levels")
@@ -350,10 +350,10 @@ class _Gated(nn.Module):
             codebook = default_gated_codebook(name, bits)
         self.codebook = codebook
         probe = torch.zeros(0)
-        functional._gated(name, probe, probe, bits, codebook, keep, "reference")
+        gated.gated_unit(name, probe, probe, bits, codebook, keep, "reference")
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
-        return functional._gated(
+        return gated.gated_unit(
             self.name, gate, up, self.bits, self.codebook, self.keep, self.backend
         )
 

@@ -90,7 +90,7 @@ class Field:
 
     def _refine(self, edges: Array) -> Array:
         def integrals(a: Array, b: Array) -> tuple[Array, Array, Array]:
-            x, w, v = self.quadrature(a, b)
+            _, w, v = self.quadrature(a, b)
             weighted = np.concatenate([self._moments(w, v), (w[..., None] * v * v).sum(1)], axis=1)
             return weighted, (v * _WEIGHTS[:, None]).sum(1), np.abs(v).max((1, 2))
 

@@ -414,8 +414,8 @@ GATED = ("gelu", "gelu_tanh", "silu")
 
 def row_scale(up: Tensor) -> Tensor:
     """Root mean square of each row of ``up`` over the last dimension, fp32: (rows,)."""
-    rms = torch.linalg.vector_norm(up, dim=-1, dtype=torch.float32) / math.sqrt(up.shape[-1] or 1)
-    return rms.reshape(-1)
+    norm = torch.linalg.vector_norm(up, dim=-1, dtype=accumulator(up.dtype))
+    return (norm / math.sqrt(up.shape[-1] or 1)).reshape(-1).to(torch.float32)
 
 
 class QuantizedGated(torch.autograd.Function):

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from sublimate.fewbit.reference import FUNCTIONS, accumulator, encode
-from sublimate.fewbit.target import INTERNAL, builtin
+from .reference import FUNCTIONS, accumulator, encode
+from .target import INTERNAL
+from .target import builtin as find_builtin
 
 MODES = ("value", "interval", "stochastic")
 MAX_BITS = 8
@@ -68,6 +69,11 @@ class IntervalCode:
     _tables: ClassVar[tuple[str, ...]] = ("levels",)
 
     def __post_init__(self) -> None:
+        # Tables made under inference mode must still serve a later training step.
+        with torch.inference_mode(False):
+            self._validate()
+
+    def _validate(self) -> None:
         set_ = object.__setattr__
         bits = check_bits(self.bits)
         set_(self, "borders", _vector("borders", self.borders, torch.float64))
@@ -105,9 +111,10 @@ class IntervalCode:
         """
         key = (torch.device(device), accumulator(dtype))
         if key not in self._cache:
-            tables = (getattr(self, name).to(*key) for name in self._tables)
-            codes = self.codes.to(key[0], torch.uint8)
-            self._cache[key] = (self.borders.to(*key), codes, *tables)
+            with torch.inference_mode(False):
+                tables = (getattr(self, name).to(*key) for name in self._tables)
+                codes = self.codes.to(key[0], torch.uint8)
+                self._cache[key] = (self.borders.to(*key), codes, *tables)
         return self._cache[key]
 
     def _decode(self, x: Tensor, table: Tensor) -> Tensor:
@@ -142,7 +149,7 @@ class IntervalCode:
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        mine, theirs = self.to_dict(), other.to_dict()  # type: ignore[attr-defined]
+        mine, theirs = self.to_dict(), other.to_dict()
         return mine == theirs
 
     def __hash__(self) -> int:
@@ -167,8 +174,8 @@ class Codebook(IntervalCode):
 
     ``mode`` "value" and "interval": q(x) = levels[codes[searchsorted(borders, x)]], and ``mse`` is
     E[(f' - q)^2]. ``mode`` "stochastic": levels ascend and cover f'; the code is one of the two
-    around f'(x), drawn so that E[q] = f' (``reference.encode_stochastic``); borders are empty, codes
-    [0], and ``mse`` is the mean variance. ``mse`` is None when not known.
+    around f'(x), drawn so that E[q] = f' (``reference.encode_stochastic``); borders are empty,
+    codes [0], and ``mse`` is the mean variance. ``mse`` is None when not known.
 
     ``fn`` is the activation; None after ``from_dict`` of a codebook of a user's callable.
     """
@@ -181,28 +188,30 @@ class Codebook(IntervalCode):
         super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {self.mode!r}")
-        if self.mode == "stochastic" and (len(self.borders) or bool((self.levels.diff() < 0).any())):
+        descends = bool((self.levels.diff() < 0).any())
+        if self.mode == "stochastic" and (len(self.borders) or descends):
             raise ValueError("a stochastic codebook must have ascending levels and no borders")
 
     @property
-    def _builtin(self) -> bool:
+    def builtin(self) -> bool:
+        """``name`` and ``params`` say all: fitted to a built-in function."""
         known = FUNCTIONS.get(self.name) or INTERNAL.get(self.name)
         return known is not None and self.fn is known.forward
 
     def to_dict(self) -> dict[str, Any]:
         data = super().to_dict()
-        data["fn"] = "builtin" if self._builtin else None
+        data["fn"] = "builtin" if self.builtin else None
         return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Codebook:
         if data.get("fn") not in ("builtin", None):
             raise ValueError(f"fn must be 'builtin' or None, got {data['fn']!r}")
-        fn = builtin(data["name"]).forward if data.get("fn") else None
+        fn = find_builtin(data["name"]).forward if data.get("fn") else None
         return super().from_dict({**data, "fn": fn})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.to_dict(), None if self._builtin else self.fn)
+        return _restore, (type(self), self.to_dict(), None if self.builtin else self.fn)
 
     def decode(self, x: Tensor) -> Tensor:
         """q(x) of x's shape, in float64 for float64 and else float32. Not for mode "stochastic"."""

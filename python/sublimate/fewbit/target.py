@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sublimate.fewbit.quantiser import Array, Field, merge_ties
-from sublimate.fewbit.reference import FUNCTIONS, Function
+from .quantiser import Array, Field, merge_ties
+from .reference import FUNCTIONS, Function
 
 #: Functions that only codebooks know: f(x) = x^2 / 2 has f'(x) = x, so its codes quantise x itself.
 INTERNAL = {"half_square": Function("half_square", lambda x: 0.5 * x * x, lambda x: x)}
@@ -53,11 +53,13 @@ def _numpy(fn: Callable[[Tensor], Tensor], x: Array) -> Array:
     return fn(torch.from_numpy(np.ascontiguousarray(x))).detach().numpy()
 
 
-def builtin(name: str) -> Function:
+def builtin(name: str, what: str = "name must be") -> Function:
     """The function of that name, or ValueError listing the names."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} a str, got {type(name).__name__}")
     found = FUNCTIONS.get(name) or INTERNAL.get(name)
     if found is None:
-        raise ValueError(f"fn must be a callable or one of {', '.join(FUNCTIONS)}, got {name!r}")
+        raise ValueError(f"{what} one of {', '.join(FUNCTIONS)}, got {name!r}")
     return found
 
 
@@ -77,9 +79,14 @@ def check_params(function: Function, params: tuple[float, ...] | None) -> tuple[
 
 
 def resolve(fn: str | Callable[..., Any], params: tuple[float, ...] | None) -> Target:
-    """Target of a built-in name or of a differentiable elementwise callable."""
+    """Target of a built-in name or of a differentiable elementwise callable.
+
+    A callable that is the forward of a built-in function counts as its name.
+    """
+    if not isinstance(fn, str):
+        fn = next((f.name for f in FUNCTIONS.values() if f.forward is fn), fn)
     if isinstance(fn, str):
-        function = builtin(fn)
+        function = builtin(fn, "fn must be a callable or")
         bound = check_params(function, params)
         return Target(
             name=function.name,
@@ -93,7 +100,7 @@ def resolve(fn: str | Callable[..., Any], params: tuple[float, ...] | None) -> T
     if not callable(fn):
         raise TypeError(f"fn must be a name or a callable, got {type(fn).__name__}")
     if params:
-        raise ValueError(f"params are for built-in names; bind them into fn instead, got {params!r}")
+        raise ValueError(f"params must be bound into a callable fn, got {params!r}")
     name = getattr(fn, "__name__", type(fn).__name__)
     return Target(name, (), fn, False, fn, lambda x: _autograd(fn, x), ())
 
@@ -247,8 +254,9 @@ class Problem:
             y, some = (_numpy(target.forward, p) for p in (probe, probe[::-3]))
         if not np.isfinite(y).all():
             raise ValueError(f"fn must be finite on the density, got {y[~np.isfinite(y)][0]}")
-        close = np.allclose(some, y[::-3], rtol=1e-7, atol=1e-9 * (1 + np.abs(y).max()))
-        if not (close and np.allclose(curve(probe[::-3]), value[::-3], rtol=1e-6, atol=1e-9 * size)):
+        alone = np.allclose(some, y[::-3], rtol=1e-7, atol=1e-9 * (1 + np.abs(y).max()))
+        alone &= np.allclose(curve(probe[::-3]), value[::-3], rtol=1e-6, atol=1e-9 * size)
+        if not alone:
             raise ValueError("fn must be elementwise: an output depends on other inputs")
         return size
 
@@ -265,9 +273,9 @@ class Problem:
         """Levels that cover f' on all of R (built-ins) or on the padded support, in float32 too.
 
         The support of a callable is padded by half its width on each side. An end that f' only
-        approaches at infinity is rounded outward to float32; an end attained inside gets two float32
-        units in the last place of itself or of the usual f', whichever is more, for the rounding
-        of a float32 evaluation. An end of exactly 0 stays: rounding keeps signs.
+        approaches at infinity is rounded outward to float32; an end attained inside gets two
+        float32 units in the last place of itself or of the usual f', whichever is more, for the
+        rounding of a float32 evaluation. An end of exactly 0 stays: rounding keeps signs.
         """
         field = self.field
         if self.target.builtin:
