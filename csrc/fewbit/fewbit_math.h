@@ -104,7 +104,8 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   (void)a;
   (void)b;
   if constexpr (F == Fn::gelu) {
-    return A(0.5) + centred_cdf(x) + x * math::exp(A(-0.5) * x * x) * A(0.39894228040143267794);
+    const A tail = x * math::exp(A(-0.5) * x * x) * A(0.39894228040143267794);
+    return A(0.5) + centred_cdf(x) + (absolute(x) > A(1e30) ? A(0) : tail);
   }
   if constexpr (F == Fn::gelu_tanh) {
     const A beta = A(0.79788456080286535588), kappa = A(0.044715);

@@ -207,7 +207,8 @@ def derivative(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ACC: tl.co
         d = x
     elif FN == "gelu":
         cdf = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
-        d = cdf + x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
+        tail = x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
+        d = cdf + tl.where(tl.abs(x) == float("inf"), 0.0, tail)
     elif FN == "gelu_tanh":
         u = (x + x * x * x * _KAPPA) * _TWO_BETA
         sech2 = _sech2(0.5 * u)

@@ -60,7 +60,8 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _d_gelu(x: Tensor) -> Tensor:
-    return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    tail = torch.where(torch.isinf(x), torch.zeros_like(x), x * torch.exp(-0.5 * x * x))
+    return _normal_cdf(x) + tail / math.sqrt(2 * math.pi)
 
 
 _GELU_BETA, _GELU_KAPPA = math.sqrt(2 / math.pi), 0.044715
