@@ -236,7 +236,8 @@ int forward_as(const Forward& k) {
   const Tables<A> table = coded ? read_tables<T, A>(k.table) : Tables<A>{};
   const Levels<A> levels = stochastic ? read_levels<A>(k.levels, k.bits) : Levels<A>{};
   const int64_t seed = stochastic ? *k.seed : 0;
-  const A a = A(k.a), b = A(k.b);
+  const A a = value_parameter<T>(k.fn, A(k.a)), b = A(k.b);
+  const A a_bit = bit_parameter<T>(k.fn, A(k.a));
   const T* x = static_cast<const T*>(k.x);
   T* y = static_cast<T*>(k.y);
 
@@ -259,7 +260,7 @@ int forward_as(const Forward& k) {
         encode_block(in, n, table, k.bits, packed);
       } else if (exact) {
         uint32_t code[BLOCK];
-        visit(k.fn, ExactBlock<A>{in, code, n, a, b});
+        visit(k.fn, ExactBlock<A>{in, code, n, a_bit, b});
         pack_block(code, n, k.bits, packed);
       } else {
         visit(k.fn, DerivativeBlock<A>{in, ys, n, a, b});

@@ -158,6 +158,17 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   return x;  // Fn::given
 }
 
+// Parameter a as torch compares it with elements of type T: lambda rounded to T in both functions of
+// hardshrink and in the gradient of softshrink; everything else compares in the arithmetic type.
+template <class T, class A>
+SUBLIMATE_HD A value_parameter(int fn, A a) {
+  return Fn(fn) == Fn::hardshrink ? round_to<T>(a) : a;
+}
+template <class T, class A>
+SUBLIMATE_HD A bit_parameter(int fn, A a) {
+  return Fn(fn) == Fn::hardshrink || Fn(fn) == Fn::softshrink ? round_to<T>(a) : a;
+}
+
 // The bit of an exact function: whether the gradient takes the upper level.
 template <Fn F, class A>
 SUBLIMATE_HD bool exact_bit(A x, A a, A b) {

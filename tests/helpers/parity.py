@@ -31,14 +31,20 @@ ROW = 64  # elements of a row in the comparison of magnitudes
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def floor(truth: Tensor, dtype: torch.dtype) -> Tensor:
-    """``ULPS`` units in the last place of each element of truth, down to the subnormals."""
+def floor(size: Tensor, dtype: torch.dtype) -> Tensor:
+    """``ULPS`` units in the last place of numbers of this size, down to the subnormals."""
     info = torch.finfo(dtype)
-    return ULPS[dtype] * info.eps * truth.abs().clamp_min(info.smallest_normal)
+    return ULPS[dtype] * info.eps * size.abs().clamp_min(info.smallest_normal)
 
 
 def assert_parity(
-    result: Tensor, truth: Tensor, eager: Tensor, *, gradient: bool = False, what: str = "result"
+    result: Tensor,
+    truth: Tensor,
+    eager: Tensor,
+    *,
+    gradient: bool = False,
+    scale: Tensor | None = None,
+    what: str = "result",
 ) -> None:
     """Checks ``result`` against the float64 ``truth`` by the rule above.
 
@@ -46,12 +52,15 @@ def assert_parity(
         truth: float64, computed from the already rounded inputs.
         eager: what torch computes in the dtype of the result; sets the allowance.
         gradient: the wider allowances of gradients, and the magnitudes of rows.
+        scale: size of the terms whose difference an element is, where its formula cancels (x in
+            x - tanh(x)): the floor is then in their last place. None: size of the truth.
     """
     assert truth.dtype == torch.float64, f"{what}: the truth must be float64, got {truth.dtype}"
     assert result.shape == truth.shape == eager.shape, f"{what}: shape {tuple(result.shape)}"
     assert result.dtype == eager.dtype, f"{what}: {result.dtype}, eager gives {eager.dtype}"
     dtype = result.dtype
     r, t, e = (v.detach().cpu().double().reshape(-1) for v in (result, truth, eager))
+    size = t.abs() if scale is None else t.abs().maximum(scale.detach().cpu().double().abs().reshape(-1))
     if t.numel() == 0:
         return
     rounded = t.to(dtype).double()
@@ -62,23 +71,24 @@ def assert_parity(
     assert not broken.any(), (
         f"{what}: {int(broken.sum())} elements not finite, the first at {int(broken.nonzero()[0])}"
     )
-    r, t, e = r[finite], t[finite], e[finite]
+    r, t, e, size = r[finite], t[finite], e[finite], size[finite]
     if t.numel() == 0:
         return
     error = (r - t).abs()
     # Where eager itself is not finite though the truth is, that is no allowance for us.
     allowance = (e - t).abs().nan_to_num(0.0, 0.0, 0.0).max() * (3 if gradient else 2)
-    excess = error - allowance - floor(t, dtype)
+    lowest = floor(size, dtype)
+    excess = error - allowance - lowest
     at = int(excess.argmax())
     assert excess[at] <= 0, (
         f"{what}: error {error[at]:.3g} at finite element {at} ({r[at]:.9g} for {t[at]:.9g}), "
-        f"allowed {allowance:.3g} + {floor(t, dtype)[at]:.3g}"
+        f"allowed {allowance:.3g} + {lowest[at]:.3g}"
     )
     limit = RMS[dtype][int(gradient)]
-    size = t.square().mean().sqrt()
+    whole = t.square().mean().sqrt()
     rms = error.square().mean().sqrt()
-    assert rms <= limit * size + torch.finfo(dtype).tiny, (
-        f"{what}: relative RMS {rms / size:.3g} > {limit}"
+    assert rms <= limit * whole + torch.finfo(dtype).tiny, (
+        f"{what}: relative RMS {rms / whole:.3g} > {limit}"
     )
     if gradient:
         _assert_row_magnitudes(r, t, limit, torch.finfo(dtype).smallest_normal, what)
