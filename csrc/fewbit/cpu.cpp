@@ -376,7 +376,7 @@ struct ForwardLoop {
   const Levels<A>& levels;
   bool coded, exact;
   int64_t seed;
-  A a, b;
+  A a, a_bit, b;
 
   // Elements base .. base + n, n <= BLOCK.
   void step(int64_t base, int n) const {
@@ -394,7 +394,7 @@ struct ForwardLoop {
       encode_block(in, n, table, k.bits, packed);
     } else if (exact) {
       uint32_t code[BLOCK];
-      visit(k.fn, ExactBlock<A>{in, code, n, a, b});
+      visit(k.fn, ExactBlock<A>{in, code, n, a_bit, b});
       pack_block(code, n, k.bits, packed);
     } else {
       visit(k.fn, DerivativeBlock<A>{in, ys, n, a, b});
@@ -439,7 +439,7 @@ struct ForwardLoop {
     if (coded) {
       encode64(v, table, k.bits, word);
     } else if (exact) {
-      visit(k.fn, Exact64{v, word, Vec(a), Vec(b)});
+      visit(k.fn, Exact64{v, word, Vec(a_bit), Vec(b)});
     }
   }
 #endif
@@ -453,8 +453,15 @@ int forward_as(const Forward& k) {
   const bool coded = k.bits > 0 && !stochastic && !exact;
   const Tables<A> table = coded ? read_tables<T, A>(k.table) : Tables<A>{};
   const Levels<A> levels = stochastic ? read_levels<A>(k.levels, k.bits) : Levels<A>{};
-  const ForwardLoop<T> loop{k,      table, levels, coded, exact, stochastic ? *k.seed : 0,
-                            A(k.a), A(k.b)};
+  const ForwardLoop<T> loop{k,
+                            table,
+                            levels,
+                            coded,
+                            exact,
+                            stochastic ? *k.seed : 0,
+                            value_parameter<T>(k.fn, A(k.a)),
+                            bit_parameter<T>(k.fn, A(k.a)),
+                            A(k.b)};
   parallel_for(k.n, BLOCK, GRAIN, k.exec.threads,
                [&](int64_t begin, int64_t end) { loop.range(begin, end); });
   return kOk;

@@ -105,7 +105,8 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   (void)b;
   [[maybe_unused]] const A zero = A(0), one = A(1);
   if constexpr (F == Fn::gelu) {
-    return A(0.5) + centred_cdf(x) + x * math::exp(A(-0.5) * x * x) * A(0.39894228040143267794);
+    const A tail = x * math::exp(A(-0.5) * x * x) * A(0.39894228040143267794);
+    return A(0.5) + centred_cdf(x) + pick(absolute(x) > A(1e30), zero, tail);
   }
   if constexpr (F == Fn::gelu_tanh) {
     const A beta = A(0.79788456080286535588), kappa = A(0.044715);
@@ -155,6 +156,17 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
     return t * t;
   }
   return x;  // Fn::given
+}
+
+// Parameter a as torch compares it with elements of type T: lambda rounded to T in both functions of
+// hardshrink and in the gradient of softshrink; everything else compares in the arithmetic type.
+template <class T, class A>
+SUBLIMATE_HD A value_parameter(int fn, A a) {
+  return Fn(fn) == Fn::hardshrink ? round_to<T>(a) : a;
+}
+template <class T, class A>
+SUBLIMATE_HD A bit_parameter(int fn, A a) {
+  return Fn(fn) == Fn::hardshrink || Fn(fn) == Fn::softshrink ? round_to<T>(a) : a;
 }
 
 // Whether the gradient of an exact function takes the upper level: bool, or a Mask for a Vec.

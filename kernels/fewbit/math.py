@@ -67,9 +67,15 @@ def round_to(v, DT: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def _constant(value: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr):
-    """A parameter as torch compares it with elements of type DT: rounded to DT."""
+def _rounded(value: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr):
+    """lambda as torch compares it with elements of type DT: rounded to DT."""
     return round_to(tl.full((), value, ACC), DT, ACC)
+
+
+@triton.jit
+def _constant(value: tl.constexpr, ACC: tl.constexpr):
+    """A parameter that torch compares in the arithmetic type, whatever the element type."""
+    return tl.full((), value, ACC)
 
 
 @triton.jit
@@ -193,20 +199,20 @@ def value(
     elif FN == "leaky_relu":
         y = tl.where(x > 0, x, x * A)
     elif FN == "threshold":
-        y = tl.where(x <= _constant(A, DT, ACC), _constant(B, DT, ACC), x)
+        y = tl.where(x <= _constant(A, ACC), _constant(B, ACC), x)
     elif FN == "hardtanh":
-        low = _constant(A, DT, ACC)
-        high = _constant(B, DT, ACC)
+        low = _constant(A, ACC)
+        high = _constant(B, ACC)
         y = tl.where(x <= low, low, tl.where(x >= high, high, x))
     elif FN == "hardsigmoid":
         t = x + 3.0
         y = tl.where(t <= 0, 0.0, tl.where(t >= 6.0, 6.0, t)) / 6.0
     elif FN == "hardshrink":
-        lambd = _constant(A, DT, ACC)
+        lambd = _rounded(A, DT, ACC)
         y = tl.where((x >= -lambd) & (x <= lambd), 0.0, x)
     else:
         tl.static_assert(FN == "softshrink", "unknown function")
-        lambd = _constant(A, DT, ACC)
+        lambd = _constant(A, ACC)
         # x * 0 and not 0: NaN, which is neither above nor below, passes through.
         y = tl.where(x > lambd, x - lambd, tl.where(x < -lambd, x + lambd, x * 0.0))
     return y
@@ -218,7 +224,8 @@ def derivative(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ACC: tl.co
     if FN == "given":
         d = x
     elif FN == "gelu":
-        d = _normal_cdf(x) + x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
+        tail = x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
+        d = _normal_cdf(x) + tl.where(tl.abs(x) == float("inf"), 0.0, tail)
     elif FN == "gelu_tanh":
         s = _sigmoid(_gelu_tanh_inner(x))
         bump = s * (1.0 - s)
@@ -271,13 +278,13 @@ def predicate(
     elif FN == "leaky_relu":
         high = x > 0
     elif FN == "threshold":
-        high = ~(x <= _constant(A, DT, ACC))
+        high = ~(x <= _constant(A, ACC))
     elif FN == "hardtanh":
-        high = ~((x <= _constant(A, DT, ACC)) | (x >= _constant(B, DT, ACC)))
+        high = ~((x <= _constant(A, ACC)) | (x >= _constant(B, ACC)))
     elif FN == "hardsigmoid":
         high = (x > -3.0) & (x < 3.0)
     else:
         tl.static_assert((FN == "hardshrink") or (FN == "softshrink"), "not an exact function")
-        lambd = _constant(A, DT, ACC)
+        lambd = _rounded(A, DT, ACC)
         high = ~((x >= -lambd) & (x <= lambd))
     return high
