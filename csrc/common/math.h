@@ -30,17 +30,18 @@ SUBLIMATE_HD A at_least(A x, A bound) {
 }
 SUBLIMATE_HD float absolute(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 SUBLIMATE_HD double absolute(double x) { return x < 0 ? -x : x; }
-SUBLIMATE_HD float copy_sign(float magnitude, float sign) {
-  return float_of((bits_of(magnitude) & 0x7fffffffu) | (bits_of(sign) & 0x80000000u));
-}
 // p * 2^k, given k + 1.5 * 2^23 too. Biased exponents 0 and 255 make 0 and inf.
 SUBLIMATE_HD float times_power_of_two(float p, float, float shifted) {
   return p * float_of((bits_of(shifted) + 127u) << 23);
 }
-// a / b for normal b of moderate size; vectors have a cheaper way.
+// a / b for normal b of moderate size; vectors have a cheaper way. `reciprocal` takes b = inf too.
 template <class A>
 SUBLIMATE_HD A quotient(A a, A b) {
   return a / b;
+}
+template <class A>
+SUBLIMATE_HD A reciprocal(A b) {
+  return A(1) / b;
 }
 
 // ------------------------------------------------------------------------------------- functions
@@ -82,14 +83,14 @@ SUBLIMATE_HD V centred_cdf(V x) {
 #if SUBLIMATE_ON_DEVICE
   return 0.5f * ::erff(x * 0.70710678f);
 #else
-  const V square = x * x;
-  const V u = at_most(square, V(30.25f));
+  const V u = at_most(x * x, V(30.25f));
   constexpr float p[] = {0.39894226f,    0.033458803f,  0.0046514766f,
                          0.00016457283f, 6.3015823e-6f, 2.2931209e-8f};  // 1.7e-8
   constexpr float q[] = {1.0f,          0.2505352f,   0.028416079f,
                          0.0018606407f, 7.216673e-5f, 1.1990293e-6f};
+  // Beyond |x| = 5.5 the product grows past 1/2 and is cut there.
   const V inner = x * quotient(polynomial(p, u), polynomial(q, u));
-  return pick(square > V(30.25f), copy_sign(V(0.5f), x), inner);
+  return at_least(at_most(inner, V(0.5f)), V(-0.5f));
 #endif
 }
 
@@ -115,7 +116,7 @@ SUBLIMATE_HD V tanh(V x) {
 #else
   const Ratio<V> r = tanh_ratio(x);
   const V t = quotient(r.numerator, r.denominator);
-  return pick(absolute(x) > V(9.0f), copy_sign(V(1.0f), x), t);  // NaN compares false: t is NaN
+  return at_least(at_most(t, V(1.0f)), V(-1.0f));
 #endif
 }
 

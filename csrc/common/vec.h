@@ -63,12 +63,6 @@ SUBLIMATE_HD Vec pick(Mask m, Vec yes, Vec no) {
 SUBLIMATE_HD Vec at_most(Vec x, Vec bound) { return _mm512_min_ps(bound.lanes, x.lanes); }
 SUBLIMATE_HD Vec at_least(Vec x, Vec bound) { return _mm512_max_ps(bound.lanes, x.lanes); }
 SUBLIMATE_HD Vec absolute(Vec x) { return _mm512_abs_ps(x.lanes); }
-SUBLIMATE_HD Vec copy_sign(Vec magnitude, Vec sign) {
-  // Bitwise: sign bit from `sign`, the rest from `magnitude` (truth table of mask ? sign : value).
-  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-      _mm512_set1_epi32(int(0x80000000u)), _mm512_castps_si512(sign.lanes),
-      _mm512_castps_si512(magnitude.lanes), 0xCA));
-}
 SUBLIMATE_HD Vec times_power_of_two(Vec p, Vec k, Vec) {
   return _mm512_scalef_ps(p.lanes, k.lanes);
 }
@@ -77,9 +71,13 @@ SUBLIMATE_HD Vec times_power_of_two(Vec p, Vec k, Vec) {
 SUBLIMATE_HD Vec quotient(Vec a, Vec b) {
   const __m512 r = _mm512_rcp14_ps(b.lanes);
   const __m512 e = _mm512_fnmadd_ps(b.lanes, r, _mm512_set1_ps(1.0f));
-  const __m512 better = _mm512_fmadd_ps(r, e, r);
-  const __m512 q = _mm512_mul_ps(a.lanes, better);
-  return q;
+  return _mm512_mul_ps(a.lanes, _mm512_fmadd_ps(r, e, r));
+}
+// 1 / b, 0 for b = inf: there e would be 1 - inf * 0 = NaN, and the maximum takes its second operand.
+SUBLIMATE_HD Vec reciprocal(Vec b) {
+  const __m512 r = _mm512_rcp14_ps(b.lanes);
+  const __m512 e = _mm512_fnmadd_ps(b.lanes, r, _mm512_set1_ps(1.0f));
+  return _mm512_fmadd_ps(r, _mm512_max_ps(e, _mm512_set1_ps(-0.5f)), r);
 }
 
 }  // namespace math
@@ -98,14 +96,33 @@ SUBLIMATE_HD void store16(half_t* p, Vec x) {
                       _mm512_cvtps_ph(x.lanes, _MM_FROUND_TO_NEAREST_INT));
 }
 SUBLIMATE_HD void store16(bfloat_t* p, Vec x) {
-  // As store_value<bfloat_t>: round to nearest even in integers; NaN keeps its sign and goes quiet.
-  const __m512i u = _mm512_castps_si512(x.lanes), high = _mm512_srli_epi32(u, 16);
-  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, bias), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(x.lanes, x.lanes, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(kept));
+  // Round to nearest even in integers. A NaN stays one: those that arise from bf16 operands have the
+  // low 16 bits clear, so the bias cannot carry out of the mantissa.
+  const __m512i u = _mm512_castps_si512(x.lanes);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i biased = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(biased, 16)));
+}
+
+// Two vectors to 32 consecutive elements.
+template <class T>
+SUBLIMATE_HD void store32(T* p, Vec low, Vec high) {
+  store16(p, low);
+  store16(p + 16, high);
+}
+SUBLIMATE_HD void store32(bfloat_t* p, Vec low, Vec high) {
+  const __m512i one = _mm512_set1_epi32(1), bias = _mm512_set1_epi32(0x7fff);
+  __m512i u[2] = {_mm512_castps_si512(low.lanes), _mm512_castps_si512(high.lanes)};
+  for (int k = 0; k < 2; ++k) {
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u[k], 16), one);
+    u[k] = _mm512_add_epi32(_mm512_add_epi32(u[k], bias), odd);
+  }
+  // The upper half of every lane of both, in order: one permute over two registers.
+  alignas(64) static constexpr uint16_t upper[32] = {
+      1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  _mm512_storeu_si512(p, _mm512_permutex2var_epi16(u[0], _mm512_load_si512(upper), u[1]));
 }
 
 }  // namespace sublimate

@@ -40,6 +40,7 @@ struct Tables {
   int depth;
   A node[DEPTH][16];
   uint32_t leaf[1 << DEPTH];
+  bool ordered;  // 2^bits intervals with codes 0, 1, 2 ...: the outcomes are the code's bits
 };
 
 template <class T, class A>
@@ -51,6 +52,8 @@ Tables<A> read_tables(const Borders& table) {
     t.border[i] = round_to<T>(static_cast<const A*>(table.borders)[i]);
     t.flip[i] = table.codes[i] ^ table.codes[i + 1];
   }
+  t.ordered = ((table.count + 1) & table.count) == 0;
+  for (int i = 0; i <= table.count; ++i) t.ordered = t.ordered && table.codes[i] == i;
   t.depth = 0;
   while ((1 << t.depth) <= table.count) ++t.depth;
   if (t.depth > DEPTH) return t;
@@ -115,64 +118,85 @@ inline void pack_block(uint32_t* code, int n, int bits, uint32_t* packed) {
 }
 
 #if defined(__AVX512F__)
-// Bit planes of 64 codes in four vectors.
-inline void pack64(const __m512i* c, int bits, uint32_t* word) {
+// Half a word of plane p: the mask goes to memory without passing through integer registers.
+SUBLIMATE_HD void store_mask(uint32_t* word, int half, __mmask16 mask) {
+  std::memcpy(reinterpret_cast<char*>(word) + 2 * half, &mask, sizeof mask);
+}
+
+// Bit planes of the 32 codes in two vectors.
+SUBLIMATE_HD void pack32(const __m512i* code, int bits, uint32_t* word) {
   for (int p = 0; p < bits; ++p) {
     const __m512i bit = _mm512_set1_epi32(1 << p);
-    word[p] = uint32_t(_mm512_test_epi32_mask(c[0], bit)) |
-              uint32_t(_mm512_test_epi32_mask(c[1], bit)) << 16;
-    word[bits + p] = uint32_t(_mm512_test_epi32_mask(c[2], bit)) |
-                     uint32_t(_mm512_test_epi32_mask(c[3], bit)) << 16;
+    for (int half = 0; half < 2; ++half) {
+      store_mask(word + p, half, _mm512_test_epi32_mask(code[half], bit));
+    }
   }
 }
 
-// Codes of 64 elements by the decision tree; depth is a compile-time constant.
-template <int depth>
-SUBLIMATE_HD void search64(const Vec* x, const Tables<float>& t, __m512i* path) {
-  for (int k = 0; k < 4; ++k) {
-    path[k] = _mm512_maskz_set1_epi32(
-        _mm512_cmp_ps_mask(x[k].lanes, _mm512_set1_ps(t.node[0][0]), _CMP_NLE_UQ), 1);
+// Outcome of one level for lanes whose path so far is given.
+SUBLIMATE_HD __mmask16 outcome(Vec x, const float* node, __m512i path) {
+  const __m512 border = _mm512_permutexvar_ps(path, _mm512_loadu_ps(node));
+  return _mm512_cmp_ps_mask(x.lanes, border, _CMP_NLE_UQ);
+}
+
+// Codes of 32 elements by the decision tree, packed; depth is a compile-time constant. With `ordered`
+// the outcomes, first level to last, are the code's bits, highest to lowest: no leaves are read.
+template <int depth, bool ordered>
+SUBLIMATE_HD void search32(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
+  __m512i code[2];
+  for (int half = 0; half < 2; ++half) {
+    __mmask16 above =
+        _mm512_cmp_ps_mask(x[half].lanes, _mm512_set1_ps(t.node[0][0]), _CMP_NLE_UQ);
+    if (ordered) store_mask(word + depth - 1, half, above);
+    __m512i path = _mm512_maskz_set1_epi32(above, 1);
     for (int level = 1; level < depth; ++level) {
-      const __m512 node = _mm512_permutexvar_ps(path[k], _mm512_loadu_ps(t.node[level]));
-      const __mmask16 above = _mm512_cmp_ps_mask(x[k].lanes, node, _CMP_NLE_UQ);
-      path[k] = _mm512_mask_or_epi32(path[k], above, path[k], _mm512_set1_epi32(1 << level));
+      above = outcome(x[half], t.node[level], path);
+      if (ordered) store_mask(word + depth - 1 - level, half, above);
+      if (!ordered || level + 1 < depth) {
+        path = _mm512_mask_or_epi32(path, above, path, _mm512_set1_epi32(1 << level));
+      }
     }
-    const __m512i low = _mm512_loadu_si512(t.leaf);
-    path[k] = depth < 5 ? _mm512_permutexvar_epi32(path[k], low)
-                        : _mm512_permutex2var_epi32(low, path[k], _mm512_loadu_si512(t.leaf + 16));
+    if (!ordered) {
+      const __m512i low = _mm512_loadu_si512(t.leaf);
+      code[half] = depth < 5 ? _mm512_permutexvar_epi32(path, low)
+                             : _mm512_permutex2var_epi32(low, path,
+                                                         _mm512_loadu_si512(t.leaf + 16));
+    }
   }
+  if (!ordered) pack32(code, bits, word);
 }
 
 SUBLIMATE_HD void encode64(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
-  __m512i code[4];
-  switch (t.depth) {
-    case 1:
-      search64<1>(x, t, code);
-      break;
-    case 2:
-      search64<2>(x, t, code);
-      break;
-    case 3:
-      search64<3>(x, t, code);
-      break;
-    case 4:
-      search64<4>(x, t, code);
-      break;
-    case 5:
-      search64<5>(x, t, code);
-      break;
-    default:
-      for (int k = 0; k < 4; ++k) {
-        code[k] = _mm512_set1_epi32(int(t.first));
-        for (int i = 0; i < t.count; ++i) {
-          const __mmask16 above =
-              _mm512_cmp_ps_mask(x[k].lanes, _mm512_set1_ps(t.border[i]), _CMP_NLE_UQ);
-          code[k] = _mm512_mask_xor_epi32(code[k], above, code[k],
-                                          _mm512_set1_epi32(int(t.flip[i])));
+  for (int g = 0; g < 2; ++g, x += 2, word += bits) {
+    switch (t.ordered ? -t.depth : t.depth) {
+#define SUBLIMATE_SEARCH(depth)                   \
+  case depth:                                     \
+    search32<depth, false>(x, t, bits, word);     \
+    break;                                        \
+  case -depth:                                    \
+    search32<depth, true>(x, t, bits, word);      \
+    break;
+      SUBLIMATE_SEARCH(1)
+      SUBLIMATE_SEARCH(2)
+      SUBLIMATE_SEARCH(3)
+      SUBLIMATE_SEARCH(4)
+      SUBLIMATE_SEARCH(5)
+#undef SUBLIMATE_SEARCH
+      default: {
+        __m512i code[2];
+        for (int half = 0; half < 2; ++half) {
+          code[half] = _mm512_set1_epi32(int(t.first));
+          for (int i = 0; i < t.count; ++i) {
+            const __mmask16 above =
+                _mm512_cmp_ps_mask(x[half].lanes, _mm512_set1_ps(t.border[i]), _CMP_NLE_UQ);
+            code[half] = _mm512_mask_xor_epi32(code[half], above, code[half],
+                                               _mm512_set1_epi32(int(t.flip[i])));
+          }
         }
+        pack32(code, bits, word);
       }
+    }
   }
-  pack64(code, bits, word);
 }
 #endif
 
@@ -311,7 +335,9 @@ struct Value64 {
   Vec a, b;
   template <Fn F>
   SUBLIMATE_HD void run() const {
-    for (int q = 0; q < 4; ++q) store16(y + 16 * q, value<F>(x[q], a, b));
+    for (int q = 0; q < 4; q += 2) {
+      store32(y + 16 * q, value<F>(x[q], a, b), value<F>(x[q + 1], a, b));
+    }
   }
 };
 
@@ -350,7 +376,7 @@ struct ForwardLoop {
   const Levels<A>& levels;
   bool coded, exact;
   int64_t seed;
-  A a, b;
+  A a, a_bit, b;
 
   // Elements base .. base + n, n <= BLOCK.
   void step(int64_t base, int n) const {
@@ -368,7 +394,7 @@ struct ForwardLoop {
       encode_block(in, n, table, k.bits, packed);
     } else if (exact) {
       uint32_t code[BLOCK];
-      visit(k.fn, ExactBlock<A>{in, code, n, a, b});
+      visit(k.fn, ExactBlock<A>{in, code, n, a_bit, b});
       pack_block(code, n, k.bits, packed);
     } else {
       visit(k.fn, DerivativeBlock<A>{in, ys, n, a, b});
@@ -413,7 +439,7 @@ struct ForwardLoop {
     if (coded) {
       encode64(v, table, k.bits, word);
     } else if (exact) {
-      visit(k.fn, Exact64{v, word, Vec(a), Vec(b)});
+      visit(k.fn, Exact64{v, word, Vec(a_bit), Vec(b)});
     }
   }
 #endif
@@ -427,8 +453,15 @@ int forward_as(const Forward& k) {
   const bool coded = k.bits > 0 && !stochastic && !exact;
   const Tables<A> table = coded ? read_tables<T, A>(k.table) : Tables<A>{};
   const Levels<A> levels = stochastic ? read_levels<A>(k.levels, k.bits) : Levels<A>{};
-  const ForwardLoop<T> loop{k,      table, levels, coded, exact, stochastic ? *k.seed : 0,
-                            A(k.a), A(k.b)};
+  const ForwardLoop<T> loop{k,
+                            table,
+                            levels,
+                            coded,
+                            exact,
+                            stochastic ? *k.seed : 0,
+                            value_parameter<T>(k.fn, A(k.a)),
+                            bit_parameter<T>(k.fn, A(k.a)),
+                            A(k.b)};
   parallel_for(k.n, BLOCK, GRAIN, k.exec.threads,
                [&](int64_t begin, int64_t end) { loop.range(begin, end); });
   return kOk;
@@ -449,10 +482,9 @@ int backward_as(const Backward& k) {
         const uint32_t* word = k.packed + base / GROUP * k.bits;
         __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         codes32(word, k.bits, code);
-        for (int q = 0; q < 2; ++q) {
-          const Vec level = _mm512_permutexvar_ps(code[q], table);
-          store16(dx + base + 16 * q, level * load16(grad + base + 16 * q));
-        }
+        const Vec low = _mm512_permutexvar_ps(code[0], table);
+        const Vec high = _mm512_permutexvar_ps(code[1], table);
+        store32(dx + base, low * load16(grad + base), high * load16(grad + base + 16));
       }
     }
 #endif
@@ -498,7 +530,7 @@ int gated_forward_as(const GatedForward& k) {
       const int n = int(std::min<int64_t>(BLOCK, end - base));
       const A* g = view_block(gate + base, gs, n);
       const A* u = view_block(up + base, us, n);
-      visit(k.fn, ValueBlock<A>{g, ys, n, A(0), A(0)});
+      visit_gated(k.fn, ValueBlock<A>{g, ys, n, A(0), A(0)});
       for (int j = 0; j < n; ++j) ys[j] *= u[j];
       store_block(ys, y + base, n);
       if (k.bits == 0) continue;
@@ -547,12 +579,12 @@ int gated_backward_as(const GatedBackward& k) {
         if (dgate != nullptr) {
           decode_block(packed, n, k.bits, levels, q);
           spread_scale(k.scale, k.inner, base, n, s);
-          visit(k.fn, DerivativeBlock<A>{v, f, n, A(0), A(0)});
+          visit_gated(k.fn, DerivativeBlock<A>{v, f, n, A(0), A(0)});
           for (int j = 0; j < n; ++j) q[j] = g[j] * f[j] * (q[j] * A(s[j]));
           store_block(q, dgate + base, n);
         }
         if (dup != nullptr) {
-          visit(k.fn, ValueBlock<A>{v, f, n, A(0), A(0)});
+          visit_gated(k.fn, ValueBlock<A>{v, f, n, A(0), A(0)});
           for (int j = 0; j < n; ++j) f[j] *= g[j];
           store_block(f, dup + base, n);
         }

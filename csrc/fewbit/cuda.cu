@@ -177,14 +177,6 @@ struct ExactOf {
   }
 };
 
-// Restricts the switch to the activations of gated units: a third of the code.
-template <class Visitor>
-SUBLIMATE_HD void visit_gated(int fn, const Visitor& visitor) {
-  if (Fn(fn) == Fn::gelu) visitor.template run<Fn::gelu>();
-  if (Fn(fn) == Fn::gelu_tanh) visitor.template run<Fn::gelu_tanh>();
-  if (Fn(fn) == Fn::silu) visitor.template run<Fn::silu>();
-}
-
 // Chunks are handled to the end of the last group, so that its unused lanes are written as zero.
 __host__ __device__ inline int64_t chunks_of(int64_t n) { return (n + GROUP - 1) / GROUP * CHUNKS; }
 
@@ -193,7 +185,8 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int step
   using A = arith_t<T>;
   __shared__ Tables<A> table;
   const bool exact = is_exact(Fn(f.fn));
-  const A a = A(f.a), b = A(f.b);
+  const A a = value_parameter<T>(f.fn, A(f.a)), b = A(f.b);
+  const A a_bit = bit_parameter<T>(f.fn, A(f.a));
   if (f.bits > 0) {
     if (STOCHASTIC) {
       load_levels(table.level, f.levels, f.bits);
@@ -227,7 +220,7 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int step
         }
       }
     } else if (exact) {
-      visit(f.fn, ExactOf<A>{x, code, a, b});
+      visit(f.fn, ExactOf<A>{x, code, a_bit, b});
     } else {
 #pragma unroll
       for (int k = 0; k < EACH; ++k) code[k] = encode(x[k], table, steps);

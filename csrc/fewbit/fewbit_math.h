@@ -36,13 +36,10 @@ SUBLIMATE_HD constexpr bool is_exact(Fn fn) {
   }
 }
 
-// 1 / (1 + e^-x). Exactly 0 where e^-x overflows, so that -inf * sigmoid(-inf) is NaN as in torch.
+// 1 / (1 + e^-x); 0 where e^-x overflows, so that -inf * sigmoid(-inf) is NaN as in torch.
 template <class A>
 SUBLIMATE_HD A sigmoid(A x) {
-  using namespace sublimate::math;
-  const A e = math::exp(-x);
-  constexpr double overflow = std::is_same_v<A, double> ? 1e300 : 1e37;
-  return pick(e > A(overflow), A(0), quotient(A(1), A(1) + e));
+  return math::reciprocal(A(1) + math::exp(-x));
 }
 
 // f(x). A is float, double or Vec; a and b are the function's parameters, unused ones ignored.
@@ -108,7 +105,8 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   (void)b;
   [[maybe_unused]] const A zero = A(0), one = A(1);
   if constexpr (F == Fn::gelu) {
-    return A(0.5) + centred_cdf(x) + x * math::exp(A(-0.5) * x * x) * A(0.39894228040143267794);
+    const A tail = x * math::exp(A(-0.5) * x * x) * A(0.39894228040143267794);
+    return A(0.5) + centred_cdf(x) + pick(absolute(x) > A(1e30), zero, tail);
   }
   if constexpr (F == Fn::gelu_tanh) {
     const A beta = A(0.79788456080286535588), kappa = A(0.044715);
@@ -160,6 +158,17 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   return x;  // Fn::given
 }
 
+// Parameter a as torch compares it with elements of type T: lambda rounded to T in both functions of
+// hardshrink and in the gradient of softshrink; everything else compares in the arithmetic type.
+template <class T, class A>
+SUBLIMATE_HD A value_parameter(int fn, A a) {
+  return Fn(fn) == Fn::hardshrink ? round_to<T>(a) : a;
+}
+template <class T, class A>
+SUBLIMATE_HD A bit_parameter(int fn, A a) {
+  return Fn(fn) == Fn::hardshrink || Fn(fn) == Fn::softshrink ? round_to<T>(a) : a;
+}
+
 // Whether the gradient of an exact function takes the upper level: bool, or a Mask for a Vec.
 template <Fn F, class A>
 SUBLIMATE_HD auto exact_bit(A x, A a, A b) {
@@ -191,6 +200,14 @@ SUBLIMATE_HD bool visit(int fn, Visitor&& visitor) {
       return true;
   }
   return false;
+}
+
+// The same for gated units, which take three of them: much less code.
+template <class Visitor>
+SUBLIMATE_HD void visit_gated(int fn, Visitor&& visitor) {
+  if (Fn(fn) == Fn::gelu) visitor.template run<Fn::gelu>();
+  if (Fn(fn) == Fn::gelu_tanh) visitor.template run<Fn::gelu_tanh>();
+  if (Fn(fn) == Fn::silu) visitor.template run<Fn::silu>();
 }
 
 // Largest tables a kernel accepts.

@@ -60,7 +60,8 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _d_gelu(x: Tensor) -> Tensor:
-    return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    tail = torch.where(torch.isinf(x), torch.zeros_like(x), x * torch.exp(-0.5 * x * x))
+    return _normal_cdf(x) + tail / math.sqrt(2 * math.pi)
 
 
 _GELU_BETA, _GELU_KAPPA = math.sqrt(2 / math.pi), 0.044715
@@ -141,6 +142,10 @@ def _two_valued(predicate: Callable[..., Tensor], levels: Callable[..., tuple[fl
     return derivative
 
 
+def _strictly_between(x: Tensor, low: float, high: float) -> Tensor:
+    return ~((x <= low) | (x >= high))
+
+
 def _exact(
     name: str,
     forward: Callable[..., Tensor],
@@ -155,7 +160,9 @@ def _exact(
 
 
 # Predicates are torch's own backward formulas, borders included. Where x is NaN, torch's vectorised
-# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does.
+# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does. In 16 bits,
+# torch's CPU kernels compare x with the threshold and the ends of hardtanh as they are, and with
+# lambda rounded to x's dtype (which is what ``x <= lambd`` does); so does every backend here.
 _ALL = (
     Function("gelu", F.gelu, _d_gelu),
     Function("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), _d_gelu_tanh),
@@ -190,14 +197,14 @@ _ALL = (
     _exact(
         "threshold",
         F.threshold,
-        lambda x, threshold, value: ~(x <= threshold),
+        lambda x, threshold, value: ~(x.to(accumulator(x.dtype)) <= threshold),
         lambda threshold, value: (threshold,),
         (("threshold", 0.0), ("value", 0.0)),
     ),
     _exact(
         "hardtanh",
         F.hardtanh,
-        lambda x, low, high: ~((x <= low) | (x >= high)),
+        lambda x, low, high: _strictly_between(x.to(accumulator(x.dtype)), low, high),
         lambda low, high: (low, high),
         (("min_val", -1.0), ("max_val", 1.0)),
     ),
