@@ -7,6 +7,7 @@ Switches (environment):
   SUBLIMATE_SKIP_NATIVE=1         no compiled part at all: reference and Triton backends only.
   SUBLIMATE_BUILD_DIR=folder      keep CMake's folder here, so that a second build (an editable one,
                                   say) compiles only what changed.
+  SUBLIMATE_BUILD_TYPE=Debug      CMake's build type; default Release.
   CMAKE_BUILD_PARALLEL_LEVEL=n    compile n files at a time; default: all cores.
 
 Neither torch nor a GPU is needed to build, and neither is looked for.
@@ -28,6 +29,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 SKIP_NATIVE = os.environ.get("SUBLIMATE_SKIP_NATIVE", "0") not in ("", "0")
 BUILD_CUDA = os.environ.get("SUBLIMATE_BUILD_CUDA", "auto").lower()
+BUILD_TYPE = os.environ.get("SUBLIMATE_BUILD_TYPE") or "Release"
 if BUILD_CUDA not in ("auto", "0", "1"):
     sys.exit(f"SUBLIMATE_BUILD_CUDA must be auto, 0 or 1, got {BUILD_CUDA!r}")
 
@@ -78,8 +80,7 @@ class CMakeBuild(build_ext):
         destination = Path(self.get_ext_fullpath(ext.name)).resolve()
         kept = os.environ.get("SUBLIMATE_BUILD_DIR")
         if kept:  # one folder per module and Python
-            kind = sysconfig.get_config_var("SOABI") + ("-debug" if self.debug else "")
-            build_dir = Path(kept).resolve() / kind / ext.target
+            build_dir = Path(kept).resolve() / sysconfig.get_config_var("SOABI") / ext.target
         else:
             build_dir = Path(self.build_temp).resolve() / ext.target
         self._cmake(ext.target, build_dir)
@@ -103,7 +104,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSUBLIMATE_MODULE_SUFFIX={suffix}",
-            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else BUILD_TYPE}",
             f"-DSUBLIMATE_CUDA={'ON' if target == '_C_cuda' else 'OFF'}",
         ]
         if ninja:

@@ -19,7 +19,11 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class BuildFailed(RuntimeError):
-    """A command ended badly; the message holds the end of what it printed."""
+    """A command ended badly; the message ends with the last of what it printed, ``output`` is all."""
+
+    def __init__(self, command: list[str], code: int, output: str) -> None:
+        super().__init__(f"{' '.join(command)}\nended with {code}:\n{output[-6000:]}")
+        self.output = output
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def run(command: list[str], **options: object) -> str:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
     if done.returncode:
-        raise BuildFailed(f"{' '.join(command)}\nended with {done.returncode}:\n{done.stdout[-6000:]}")
+        raise BuildFailed(command, done.returncode, done.stdout)
     return done.stdout
 
 
