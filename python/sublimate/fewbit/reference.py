@@ -444,7 +444,7 @@ class QuantizedGated(torch.autograd.Function):
         gate, up, name, keep, borders, codes, levels, values, bits
     ) -> tuple[Tensor, Tensor, Tensor]:
         acc = accumulator(gate.dtype)
-        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype)
+        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype).contiguous()
         if keep == "up":
             scale = gate.new_empty(0, dtype=torch.float32)
             code = encode(gate, borders, codes)
