@@ -177,14 +177,6 @@ struct ExactOf {
   }
 };
 
-// Restricts the switch to the activations of gated units: a third of the code.
-template <class Visitor>
-SUBLIMATE_HD void visit_gated(int fn, const Visitor& visitor) {
-  if (Fn(fn) == Fn::gelu) visitor.template run<Fn::gelu>();
-  if (Fn(fn) == Fn::gelu_tanh) visitor.template run<Fn::gelu_tanh>();
-  if (Fn(fn) == Fn::silu) visitor.template run<Fn::silu>();
-}
-
 // Chunks are handled to the end of the last group, so that its unused lanes are written as zero.
 __host__ __device__ inline int64_t chunks_of(int64_t n) { return (n + GROUP - 1) / GROUP * CHUNKS; }
 

@@ -2,7 +2,8 @@
 
 ``FN`` is a name, known when the kernel is compiled; ``A`` and ``B`` are the function's parameters
 in the order of ``sublimate.fewbit.reference``. What is small is computed without cancellation by
-short series, so that it does not depend on how a target approximates exp and log near 1.
+short series, so that it does not depend on how a target approximates exp and log near 1. Value
+and derivative of the gate functions are written in the same terms, for the compiler to share.
 """
 
 from __future__ import annotations
@@ -126,6 +127,17 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _normal_cdf(x):
+    return 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
+
+
+@triton.jit
+def _gelu_tanh_inner(x):
+    """Twice the argument of tanh."""
+    return (x + x * x * x * _KAPPA) * _TWO_BETA
+
+
+@triton.jit
 def _sech2(x):
     """1 - tanh(x)^2 = 4 sigmoid(2x) sigmoid(-2x)."""
     e = tl.exp(-2.0 * tl.abs(x))
@@ -150,12 +162,12 @@ def value(
 ):
     """f(x) for a tile x of ACC that was loaded as DT."""
     if FN == "gelu":
-        y = 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
+        y = x * _normal_cdf(x)
     elif FN == "gelu_tanh":
         # (1 + tanh u) / 2 = sigmoid(2u)
-        y = x * _sigmoid((x + x * x * x * _KAPPA) * _TWO_BETA)
+        y = x * _sigmoid(_gelu_tanh_inner(x))
     elif FN == "silu":
-        y = x / (1.0 + tl.exp(-x))
+        y = x * _sigmoid(x)
     elif FN == "sigmoid":
         y = _sigmoid(x)
     elif FN == "tanh":
@@ -212,18 +224,17 @@ def derivative(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ACC: tl.co
     if FN == "given":
         d = x
     elif FN == "gelu":
-        cdf = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
         tail = x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
-        d = cdf + tl.where(tl.abs(x) == float("inf"), 0.0, tail)
+        d = _normal_cdf(x) + tl.where(tl.abs(x) == float("inf"), 0.0, tail)
     elif FN == "gelu_tanh":
-        u = (x + x * x * x * _KAPPA) * _TWO_BETA
-        sech2 = _sech2(0.5 * u)
-        # At huge |x| sech2 is 0; 0 * inf must stay 0.
-        slope = x * sech2 * (1.0 + x * x * (3.0 * _KAPPA)) * (0.25 * _TWO_BETA)
-        d = _sigmoid(u) + tl.where(sech2 == 0, 0.0, slope)
+        s = _sigmoid(_gelu_tanh_inner(x))
+        bump = s * (1.0 - s)
+        slope = x * bump * (1.0 + x * x * (3.0 * _KAPPA)) * _TWO_BETA
+        # At huge |x| the bump is 0; 0 * inf must stay 0.
+        d = s + tl.where(bump == 0, 0.0, slope)
     elif FN == "silu":
         s = _sigmoid(x)
-        d = s * (1.0 + tl.where(tl.abs(x) == float("inf"), 0.0, x * _sigmoid(-x)))
+        d = s * (1.0 + tl.where(tl.abs(x) == float("inf"), 0.0, x * (1.0 - s)))
     elif FN == "sigmoid":
         d = 0.25 * _sech2(0.5 * x)
     elif FN == "tanh":

@@ -104,7 +104,7 @@ def default_tables(
     params = tuple(map(float, full_params(name, params)))
     if name in EXACT:
         return functional._exact_tables(name, params, where, acc)
-    return functional._default_tables(name, bits, params, "value", where, acc)
+    return functional._default_tables(name, bits, params, "auto", where, acc)
 
 
 def odd_tables(bits: int, m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -179,7 +179,7 @@ def _call(
     if exact:
         tables = _exact_tables(name, params, x.device, reference.accumulator(x.dtype))
     elif codebook is None:
-        mode = "stochastic" if stochastic else "value"
+        mode = "stochastic" if stochastic else "auto"
         tables = _default_tables(name, bits, params, mode, x.device, reference.accumulator(x.dtype))
     else:
         if stochastic:

@@ -53,7 +53,7 @@ class FewBitActivation(nn.Module):
         if backend is not None:
             _backends._validated(backend, "backend")
         if codebook is None:
-            codebook = default_codebook(name, bits, params, "stochastic" if stochastic else "value")
+            codebook = default_codebook(name, bits, params, "stochastic" if stochastic else "auto")
         elif stochastic:
             functional._covers(name, params, codebook)
         self.name, self.params, self.bits = name, tuple(float(p) for p in params), bits
