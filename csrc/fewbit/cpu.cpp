@@ -332,11 +332,12 @@ template <class T>
 struct Value64 {
   const Vec* x;
   T* y;
+  bool stream;
   Vec a, b;
   template <Fn F>
   SUBLIMATE_HD void run() const {
     for (int q = 0; q < 4; q += 2) {
-      store32(y + 16 * q, value<F>(x[q], a, b), value<F>(x[q + 1], a, b));
+      store32(y + 16 * q, value<F>(x[q], a, b), value<F>(x[q + 1], a, b), stream);
     }
   }
 };
@@ -409,16 +410,18 @@ struct ForwardLoop {
       if (coded || exact || k.bits == 0) {
         const T* x = static_cast<const T*>(k.x);
         T* y = static_cast<T*>(k.y);
+        const bool stream = y && worth_streaming(y, k.n * int64_t(sizeof(T)));
         for (; base + 64 <= end; base += 64) {
-          step64(x + base, y ? y + base : nullptr, k.packed + base / GROUP * k.bits);
+          step64(x + base, y ? y + base : nullptr, stream, k.packed + base / GROUP * k.bits);
         }
+        if (stream) _mm_sfence();  // the writes must be seen by whoever waits for this thread
         // The rest goes through a padded copy, so that an element's result does not depend on where
         // it stands.
         if (const int n = int(end - base); n > 0) {
-          T xs[64] = {}, ys[64];
+          alignas(64) T xs[64] = {}, ys[64];
           uint32_t words[2 * MAX_BITS];
           std::copy_n(x + base, n, xs);
-          step64(xs, ys, words);
+          step64(xs, ys, false, words);
           if (y) std::copy_n(ys, n, y + base);
           clear_lanes(words, n, k.bits);
           std::copy_n(words, words_of(n) * k.bits, k.packed + base / GROUP * k.bits);
@@ -433,9 +436,9 @@ struct ForwardLoop {
 #if defined(__AVX512F__)
   // 64 elements in registers: short enough for the out-of-order window to span several, so that the
   // arithmetic of one overlaps the comparisons and permutes of another.
-  SUBLIMATE_HD void step64(const T* x, T* y, uint32_t* word) const {
+  SUBLIMATE_HD void step64(const T* x, T* y, bool stream, uint32_t* word) const {
     const Vec v[4] = {load16(x), load16(x + 16), load16(x + 32), load16(x + 48)};
-    if (y) visit(k.fn, Value64<T>{v, y, Vec(a), Vec(b)});
+    if (y) visit(k.fn, Value64<T>{v, y, stream, Vec(a), Vec(b)});
     if (coded) {
       encode64(v, table, k.bits, word);
     } else if (exact) {
@@ -478,14 +481,16 @@ int backward_as(const Backward& k) {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<A, float>) {
       const __m512 table = _mm512_loadu_ps(levels.value);
+      const bool stream = worth_streaming(dx, k.n * int64_t(sizeof(T)));
       for (; base + GROUP <= end; base += GROUP) {
         const uint32_t* word = k.packed + base / GROUP * k.bits;
         __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         codes32(word, k.bits, code);
         const Vec low = _mm512_permutexvar_ps(code[0], table);
         const Vec high = _mm512_permutexvar_ps(code[1], table);
-        store32(dx + base, low * load16(grad + base), high * load16(grad + base + 16));
+        store32(dx + base, low * load16(grad + base), high * load16(grad + base + 16), stream);
       }
+      if (stream) _mm_sfence();
     }
 #endif
     A q[BLOCK], gs[BLOCK];

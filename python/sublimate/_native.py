@@ -275,7 +275,7 @@ def fewbit_gated_fwd(
     py = _guard(op, "y", y, lib.device, (gate.dtype,), n)
     pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
     table = _table(op, lib.device, acc, borders, codes, bits)
-    rows = n // inner if inner else 0
+    rows = n // inner if inner else None  # rows of no elements have a scale that nobody reads
     ps = _guard(op, "scale", scale, lib.device, (torch.float32,), rows)
     lib.call(
         op, gate, DTYPES[gate.dtype], fn, pg, pu, py, pp if bits else 0, n, *table, bits, ps, inner
@@ -305,7 +305,7 @@ def fewbit_gated_bwd(
     pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
     pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits)
     pv = _guard(op, "values", values, lib.device, (acc,), 2**bits)
-    rows = n // inner if inner else 0
+    rows = n // inner if inner else None  # rows of no elements have a scale that nobody reads
     ps = _guard(op, "scale", scale, lib.device, (torch.float32,), rows)
     p1 = _guard(op, "dgate", dgate, lib.device, (dy.dtype,), n)
     p2 = _guard(op, "dup", dup, lib.device, (dy.dtype,), n)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers.fewbit_cases import (
+    CANCELLING,
     CODED,
     DTYPES,
     EAGER,
@@ -17,11 +18,11 @@ from helpers.fewbit_cases import (
     corners,
     default_tables,
     exact_product,
-    full_params,
     odd_tables,
     packed_of,
     public,
     samples,
+    truth_of,
     upstream,
     variant_id,
 )
@@ -30,15 +31,6 @@ from sublimate.fewbit import reference as R
 
 ops = torch.ops.sublimate
 N = 1021
-#: Forms x (1 + t) with t near -1, or x - tanh(x): an error in the last place of x, in eager too.
-CANCELLING = ("gelu", "gelu_tanh", "tanhshrink")
-
-
-def truth_of(name: str, params: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
-    """f in float64. A jump stands where torch's stands: lambda in x's dtype, a threshold in fp32."""
-    jump = {"hardshrink": x.dtype, "threshold": R.accumulator(x.dtype)}.get(name, torch.float64)
-    params = tuple(torch.tensor(p, dtype=jump).item() for p in full_params(name, params))
-    return R.FUNCTIONS[name].forward(x.double(), *params)
 
 
 def check(lane, name, params, bits, x, grad, tables=None):
@@ -219,7 +211,7 @@ def test_every_16_bit_number(lane, dtype):
               2.0**9, 1.5, 0.75, 3.0, 2.0**-15, 1 + 3 * half, -(1 + half), 0.0, 1.0]  # fmt: skip
     levels = torch.tensor(levels)
     borders, codes = torch.empty(0), torch.zeros(1, dtype=torch.uint8)
-    for first in range(16):
+    for first in range(16) if lane.backend != "reference" else (0, 2, 9, 11):
         codes[0] = first
         if lane.backend == "reference":
             out = R.activation(leaf, lambda t: t, borders, codes, levels)

@@ -36,13 +36,11 @@ REFERENCE = Lane("reference", "reference")
 CPU = Lane("cpu", "cpu")
 CUDA_EMULATED = Lane("cuda-emulated", "cuda")
 COMPILED = [CPU, CUDA_EMULATED]
-GPU = []
-if torch.cuda.is_available():
-    # On a machine with a GPU the same bodies run there; elsewhere there is nothing to run.
-    for _name in ("cuda", "triton"):
-        GPU.append(pytest.param(Lane(f"{_name}-gpu", _name, "cuda"), marks=pytest.mark.gpu))
-LANES = [REFERENCE, *COMPILED, *GPU]
-KERNELS = [*COMPILED, *GPU]
+#: On a machine with a GPU the same bodies run there too; elsewhere there is nothing to run.
+GPU = [Lane("cuda-gpu", "cuda", "cuda"), Lane("triton-gpu", "triton", "cuda")]
+GPU = GPU if torch.cuda.is_available() else []
+KERNELS = [*COMPILED, *(pytest.param(lane, marks=pytest.mark.gpu) for lane in GPU)]
+LANES = [REFERENCE, *KERNELS]
 
 
 def lane_id(value: Lane) -> str:

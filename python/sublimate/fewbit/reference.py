@@ -356,16 +356,21 @@ class QuantizedActivation(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor,
-        forward: Callable[[Tensor], Tensor],
-        code: Callable[[Tensor], Tensor],
+        borders: Tensor,
+        codes: Tensor,
         levels: Tensor,
+        uniform: Tensor | None,
+        forward: Callable[[Tensor], Tensor],
+        code: Callable[..., Tensor],
         bits: int,
     ) -> tuple[Tensor, Tensor]:
-        return forward(x), pack(flatten(code(x), dense_order(x)), bits)
+        # Under vmap and grad every tensor must come as an argument: code may close over none.
+        found = code(x, borders, codes, levels, uniform)
+        return forward(x), pack(flatten(found, dense_order(x)), bits)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        x, _, _, levels, ctx.bits = inputs
+        x, _, _, levels, _, _, _, ctx.bits = inputs
         ctx.order = dense_order(x)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], levels)
@@ -375,7 +380,7 @@ class QuantizedActivation(torch.autograd.Function):
     def backward(ctx, dy: Tensor, _):  # type: ignore[no-untyped-def]
         packed, levels = ctx.saved_tensors
         q = unflatten(decode(packed, levels, dy.numel(), ctx.bits), dy.shape, ctx.order)
-        return (dy.to(accumulator(dy.dtype)) * q).to(dy.dtype), None, None, None, None
+        return (dy.to(accumulator(dy.dtype)) * q).to(dy.dtype), *(None,) * 7
 
 
 def activation(
@@ -405,14 +410,18 @@ def activation(
     bits = (levels.numel() - 1).bit_length()
     acc = accumulator(x.dtype)
 
-    def code(x: Tensor) -> Tensor:
+    def code(
+        x: Tensor, borders: Tensor, codes: Tensor, levels: Tensor, uniform: Tensor | None
+    ) -> Tensor:
         if uniform is not None and derivative is not None:
             return encode_stochastic(derivative(x.to(acc)), levels, uniform.to(acc))
         if predicate is not None:
             return predicate(x).long()
         return encode(x, borders, codes)
 
-    y: Tensor = QuantizedActivation.apply(x, forward, code, levels.to(acc), bits)[0]
+    y: Tensor = QuantizedActivation.apply(
+        x, borders, codes, levels.to(acc), uniform, forward, code, bits
+    )[0]
     return y
 
 
@@ -435,7 +444,7 @@ class QuantizedGated(torch.autograd.Function):
         gate, up, name, keep, borders, codes, levels, values, bits
     ) -> tuple[Tensor, Tensor, Tensor]:
         acc = accumulator(gate.dtype)
-        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype)
+        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype).contiguous()
         if keep == "up":
             scale = gate.new_empty(0, dtype=torch.float32)
             code = encode(gate, borders, codes)
