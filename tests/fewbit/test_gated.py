@@ -137,8 +137,8 @@ def test_strides(lane, layout, keep):
     }[layout]
     gate, up = take(lane.put(whole))
     dy = lane.put(upstream(gate.shape, torch.float32))
-    # torch's own functions round strided and contiguous elements apart by a unit in the last place.
-    near = {"rtol": 1e-6, "atol": 1e-6} if lane.backend == "reference" else {"rtol": 0, "atol": 0}
+    # torch's own functions round strided and contiguous elements apart, and gelu cancels.
+    near = {"rtol": 1e-5, "atol": 1e-5} if lane.backend == "reference" else {"rtol": 0, "atol": 0}
     views = run(lane, "geglu", gate, up, dy, keep=keep)
     copies = run(lane, "geglu", gate.contiguous(), up.contiguous(), dy, keep=keep)
     expanded = run(lane, "geglu", gate, up, dy[..., :1].expand_as(dy), keep=keep)
