@@ -27,7 +27,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # CMake's folder is kept between builds, so that only what changed is compiled again.
 export SUBLIMATE_BUILD_DIR ?= $(CURDIR)/build/native
 
-.PHONY: help demo test lint format bench gpu build clean
+.PHONY: help demo test lint format bench gpu budget build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' |
@@ -57,6 +57,9 @@ bench: $(VENV)/.sublimate  ## the benchmarks of this machine, into bench/results
 
 gpu:  ## build for the PYTHON at hand without network, check and measure on its GPU, into OUT
 	@PYTHON='$(PYTHON)' bash bench/gpu.sh '$(OUT)'
+
+budget: $(VENV)/.sublimate  ## rewrite csrc/cuda_budget.json: registers of the CUDA kernels (nvcc)
+	@$(RUN) tests/helpers/cuda_budget.py
 
 build: $(VENV)/.sublimate  ## the environment and the package, nothing else
 

@@ -383,12 +383,8 @@ struct ForwardLoop {
   void step(int64_t base, int n) const {
     A xs[BLOCK], ys[BLOCK];
     const T* x = static_cast<const T*>(k.x);
-    T* y = static_cast<T*>(k.y);
     const A* in = view_block(x + base, xs, n);
-    if (y != nullptr) {
-      visit(k.fn, ValueBlock<A>{in, ys, n, a, b});
-      store_block(ys, y + base, n);
-    }
+    if (k.y != nullptr) values(in, x + base, static_cast<T*>(k.y) + base, n);
     if (k.bits == 0) return;
     uint32_t* packed = k.packed + base / GROUP * k.bits;
     if (coded) {
@@ -401,6 +397,30 @@ struct ForwardLoop {
       visit(k.fn, DerivativeBlock<A>{in, ys, n, a, b});
       encode_stochastic_block(ys, n, base, seed, levels, k.bits, packed);
     }
+  }
+
+  // f of n elements, given widened and as they are. The same numbers as the register path's, so that
+  // a result does not depend on which codes are asked for with it.
+  void values(const A* in, const T* x, T* y, int n) const {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<A, float>) {
+      for (int j = 0; j < n; j += 64) {
+        if (j + 64 <= n) {
+          values64(x + j, y + j);
+        } else {
+          T padded[64] = {}, result[64];
+          std::copy_n(x + j, n - j, padded);
+          values64(padded, result);
+          std::copy_n(result, n - j, y + j);
+        }
+      }
+      return;
+    }
+#endif
+    (void)x;
+    A ys[BLOCK];
+    visit(k.fn, ValueBlock<A>{in, ys, n, a, b});
+    store_block(ys, y, n);
   }
 
   void range(int64_t begin, int64_t end) const {
@@ -434,6 +454,11 @@ struct ForwardLoop {
   }
 
 #if defined(__AVX512F__)
+  void values64(const T* x, T* y) const {
+    const Vec v[4] = {load16(x), load16(x + 16), load16(x + 32), load16(x + 48)};
+    visit(k.fn, Value64<T>{v, y, false, Vec(a), Vec(b)});
+  }
+
   // 64 elements in registers: short enough for the out-of-order window to span several, so that the
   // arithmetic of one overlaps the comparisons and permutes of another.
   SUBLIMATE_HD void step64(const T* x, T* y, bool stream, uint32_t* word) const {

@@ -137,7 +137,7 @@ def test_strides(lane, layout, keep):
     }[layout]
     gate, up = take(lane.put(whole))
     dy = lane.put(upstream(gate.shape, torch.float32))
-    # torch's own functions round strided and contiguous elements apart, and gelu cancels.
+    # torch's own functions round strided and contiguous elements apart (fp32 gelu by 3e-6).
     near = {"rtol": 1e-5, "atol": 1e-5} if lane.backend == "reference" else {"rtol": 0, "atol": 0}
     views = run(lane, "geglu", gate, up, dy, keep=keep)
     copies = run(lane, "geglu", gate.contiguous(), up.contiguous(), dy, keep=keep)

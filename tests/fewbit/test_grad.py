@@ -288,7 +288,7 @@ def test_activation_of_a_callable(lane, bits, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=variant_id)
 def test_activation_of_a_callable_stochastic(lane, dtype):
-    """Codes of f'(x) as torch's autograd gives it: those of the definition, bit for bit."""
+    """Codes of f'(x) as torch's autograd gives it in fp32: those of the definition, bit for bit."""
     book = fewbit.fit_codebook(bump, 3, mode="stochastic")
     levels = book.tensors("cpu", dtype)[2]
     x, dy = samples(N, dtype, odd=False), upstream(N, dtype)

@@ -87,11 +87,12 @@ def configure(folder: Path, *options: str) -> None:
         run(command)
 
 
-def build(folder: Path, *targets: str) -> str:
-    """Builds targets of a configured folder with two jobs; the output of both streams."""
+def build(folder: Path, target: str, *, clean: bool = False) -> str:
+    """Builds a target of a configured folder with two jobs; the output of both streams."""
     cmake = tool("cmake")
     assert cmake is not None
-    return run([cmake, "--build", str(folder), "-j", "2", "--target", *targets])
+    command = [cmake, "--build", str(folder), "-j", "2", "--target", target]
+    return run([*command, "--clean-first"] if clean else command)
 
 
 def emulated_module(name: str = "emulated", *options: str) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._autograd import refuse_double_backward
 from .ops import NO_VMAP
-from .reference import NO_SECOND
+from .reference import NO_SECOND, accumulator
 
 ops = torch.ops.sublimate  # registered by importing .ops above
 
@@ -83,7 +83,7 @@ class FewBitGiven(torch.autograd.Function):
                 f"fn: expected an elementwise function keeping shape {tuple(x.shape)} and {x.dtype}, "
                 f"got {tuple(y.shape)} and {y.dtype}"
             )
-        coded = x if seed is None else derivative(x)
+        coded = x if seed is None else derivative(x.to(accumulator(x.dtype)))
         return y, ops.fewbit_encode(coded, borders, codes, levels, seed, bits, backend)
 
     @staticmethod
