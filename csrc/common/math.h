@@ -1,132 +1,149 @@
-// Elementary functions as branch-free arithmetic, so that a plain loop over them vectorises in C++.
-// On a GPU the hardware library's functions are used instead. fp64 always takes the C library's.
-// Coefficients: least-squares rational fits with Lawson weights, relative error given beside each;
-// total error in fp32 is about 2 ulp.
+// Elementary functions as branch-free arithmetic, written once for a scalar (loops over it
+// vectorise) and for a vector register (common/vec.h). On a GPU the hardware library's functions
+// are used instead. fp64 always takes the C library's. Coefficients: least-squares rational fits
+// with Lawson weights, relative error given beside each; total error in fp32 is about 2 ulp.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "common/hd.h"
+#include "common/vec.h"
 
 namespace sublimate::math {
 
+// ------------------------------------------------------------- primitives, overloaded for Vec
+// there
+
+template <class A>
+SUBLIMATE_HD A pick(bool condition, A yes, A no) {
+  return condition ? yes : no;
+}
+// min and max that keep a NaN of x.
+template <class A>
+SUBLIMATE_HD A at_most(A x, A bound) {
+  return x > bound ? bound : x;
+}
+template <class A>
+SUBLIMATE_HD A at_least(A x, A bound) {
+  return x < bound ? bound : x;
+}
 SUBLIMATE_HD float absolute(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 SUBLIMATE_HD double absolute(double x) { return x < 0 ? -x : x; }
-SUBLIMATE_HD float copy_sign(float magnitude, float sign) {
-  return float_of((bits_of(magnitude) & 0x7fffffffu) | (bits_of(sign) & 0x80000000u));
+// p * 2^k, given k + 1.5 * 2^23 too. Biased exponents 0 and 255 make 0 and inf.
+SUBLIMATE_HD float times_power_of_two(float p, float, float shifted) {
+  return p * float_of((bits_of(shifted) + 127u) << 23);
+}
+// a / b for normal b of moderate size; vectors have a cheaper way. `reciprocal` takes b = inf too.
+template <class A>
+SUBLIMATE_HD A quotient(A a, A b) {
+  return a / b;
+}
+template <class A>
+SUBLIMATE_HD A reciprocal(A b) {
+  return A(1) / b;
 }
 
-// e^x. Overflows to inf, underflows through subnormals to 0, NaN stays.
+// ------------------------------------------------------------------------------------- functions
+
+// c[0] + c[1] u + ... by Horner.
+template <class V, int N>
+SUBLIMATE_HD V polynomial(const float (&c)[N], V u) {
+  V p = V(c[N - 1]);
+  for (int i = N - 2; i >= 0; --i) p = p * u + V(c[i]);
+  return p;
+}
+
+// e^x. NaN stays. In fp32, results below 2^-126 may be 0 and above 2^127.5 inf: one exponent
+// insertion instead of two, and no caller can tell (the activations saturate long before).
 SUBLIMATE_HD double exp(double x) { return ::exp(x); }
-SUBLIMATE_HD float exp(float x) {
+template <class V>
+SUBLIMATE_HD V exp(V x) {
 #if SUBLIMATE_ON_DEVICE
   return ::expf(x);
 #else
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;
-  // n = round(x / ln 2) by the float adder: 1.5 * 2^23 leaves n in the low mantissa bits.
-  const float shifted = x * 1.44269504f + 12582912.0f;
-  const int n = int(bits_of(shifted)) - 0x4b400000;
-  const float k = shifted - 12582912.0f;
-  const float r = (x - k * 0.693145752f) - k * 1.42860677e-6f;
-  float p = 0.0013836834f;  // 1.9e-9
-  p = p * r + 0.008374818f;
-  p = p * r + 0.041668225f;
-  p = p * r + 0.1666642f;
-  p = p * r + 0.4999999f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  // 2^n in two factors, each a normal number.
-  const int half = n >> 1;
-  return p * float_of(uint32_t(half + 127) << 23) * float_of(uint32_t(n - half + 127) << 23);
+  // A scalar's exponent field holds k in [-127, 128]; a vector's scaling instruction takes any k.
+  constexpr float highest = std::is_same_v<V, float> ? 88.7f : 110.0f;
+  constexpr float lowest = std::is_same_v<V, float> ? -88.0f : -110.0f;
+  x = at_least(at_most(x, V(highest)), V(lowest));
+  // k = round(x / ln 2) by the float adder: 1.5 * 2^23 leaves k in the low mantissa bits.
+  const V shifted = x * V(1.44269504f) + V(12582912.0f);
+  const V k = shifted - V(12582912.0f);
+  const V r = (x - k * V(0.693145752f)) - k * V(1.42860677e-6f);
+  constexpr float c[] = {1.0f,         1.0f,         0.4999999f,   0.1666642f,
+                         0.041668225f, 0.008374818f, 0.0013836834f};  // 1.9e-9
+  return times_power_of_two(polynomial(c, r), k, shifted);
 #endif
 }
 
 // Standard normal distribution function minus one half: odd, +-1/2 exactly from |x| = 5.5 on.
 SUBLIMATE_HD double centred_cdf(double x) { return 0.5 * ::erf(x * 0.70710678118654752440); }
-SUBLIMATE_HD float centred_cdf(float x) {
+template <class V>
+SUBLIMATE_HD V centred_cdf(V x) {
 #if SUBLIMATE_ON_DEVICE
   return 0.5f * ::erff(x * 0.70710678f);
 #else
-  const float square = x * x;
-  const float u = square > 30.25f ? 30.25f : square;
-  float p = 2.2931209e-08f;  // 1.7e-8
-  p = p * u + 6.3015823e-06f;
-  p = p * u + 0.00016457283f;
-  p = p * u + 0.0046514766f;
-  p = p * u + 0.033458803f;
-  p = p * u + 0.39894226f;
-  float q = 1.1990293e-06f;
-  q = q * u + 7.216673e-05f;
-  q = q * u + 0.0018606407f;
-  q = q * u + 0.028416079f;
-  q = q * u + 0.2505352f;
-  q = q * u + 1.0f;
-  const float inner = x * (p / q);
-  return square > 30.25f ? copy_sign(0.5f, x) : inner;
+  const V u = at_most(x * x, V(30.25f));
+  constexpr float p[] = {0.39894226f,    0.033458803f,  0.0046514766f,
+                         0.00016457283f, 6.3015823e-6f, 2.2931209e-8f};  // 1.7e-8
+  constexpr float q[] = {1.0f,          0.2505352f,   0.028416079f,
+                         0.0018606407f, 7.216673e-5f, 1.1990293e-6f};
+  // Beyond |x| = 5.5 the product grows past 1/2 and is cut there.
+  const V inner = x * quotient(polynomial(p, u), polynomial(q, u));
+  return at_least(at_most(inner, V(0.5f)), V(-0.5f));
 #endif
 }
 
 // tanh as a ratio of numerator and denominator, for |x| <= 9.02 (beyond: saturated in fp32).
+template <class V>
 struct Ratio {
-  float numerator, denominator;
+  V numerator, denominator;
 };
-SUBLIMATE_HD Ratio tanh_ratio(float x) {
-  x = x > 9.02f ? 9.02f : x;
-  x = x < -9.02f ? -9.02f : x;
-  const float u = x * x;
-  float p = 1.3318951e-08f;  // 2.1e-8
-  p = p * u + 2.058339e-05f;
-  p = p * u + 0.0034940287f;
-  p = p * u + 0.13379712f;
-  p = p * u + 1.0f;
-  float q = 7.761968e-07f;
-  q = q * u + 0.00032830835f;
-  q = q * u + 0.025871051f;
-  q = q * u + 0.46713027f;
-  q = q * u + 1.0f;
-  return {x * p, q};
+template <class V>
+SUBLIMATE_HD Ratio<V> tanh_ratio(V x) {
+  x = at_least(at_most(x, V(9.02f)), V(-9.02f));
+  const V u = x * x;
+  constexpr float p[] = {1.0f, 0.13379712f, 0.0034940287f, 2.058339e-5f, 1.3318951e-8f};  // 2.1e-8
+  constexpr float q[] = {1.0f, 0.46713027f, 0.025871051f, 0.00032830835f, 7.761968e-7f};
+  return {x * polynomial(p, u), polynomial(q, u)};
 }
 
 SUBLIMATE_HD double tanh(double x) { return ::tanh(x); }
-SUBLIMATE_HD float tanh(float x) {
+template <class V>
+SUBLIMATE_HD V tanh(V x) {
 #if SUBLIMATE_ON_DEVICE
   return ::tanhf(x);
 #else
-  const Ratio r = tanh_ratio(x);
-  const float t = r.numerator / r.denominator;
-  return absolute(x) > 9.0f ? copy_sign(1.0f, x) : t;  // a comparison with NaN keeps t, which is NaN
+  const Ratio<V> r = tanh_ratio(x);
+  const V t = quotient(r.numerator, r.denominator);
+  return at_least(at_most(t, V(1.0f)), V(-1.0f));
 #endif
 }
 
 // e^x - 1 for x <= 0, relative accuracy near 0: 2t / (1 - t) with t = tanh(x / 2).
 SUBLIMATE_HD double expm1_negative(double x) { return ::expm1(x); }
-SUBLIMATE_HD float expm1_negative(float x) {
+template <class V>
+SUBLIMATE_HD V expm1_negative(V x) {
 #if SUBLIMATE_ON_DEVICE
   return ::expm1f(x);
 #else
-  const Ratio r = tanh_ratio(0.5f * x);
-  const float inner = 2.0f * r.numerator / (r.denominator - r.numerator);
-  return x < -17.5f ? -1.0f : inner;
+  const Ratio<V> r = tanh_ratio(V(0.5f) * x);
+  const V inner = V(2.0f) * quotient(r.numerator, r.denominator - r.numerator);
+  return pick(x < V(-17.5f), V(-1.0f), inner);
 #endif
 }
 
 // log(1 + u) for 0 <= u <= 1, relative accuracy near 0.
 SUBLIMATE_HD double log1p_unit(double u) { return ::log1p(u); }
-SUBLIMATE_HD float log1p_unit(float u) {
+template <class V>
+SUBLIMATE_HD V log1p_unit(V u) {
 #if SUBLIMATE_ON_DEVICE
   return ::log1pf(u);
 #else
-  float p = 0.0034172628f;  // 9.4e-10
-  p = p * u + 0.23815688f;
-  p = p * u + 1.0662173f;
-  p = p * u + 1.0f;
-  float q = 0.07528704f;
-  q = q * u + 0.68793505f;
-  q = q * u + 1.5662172f;
-  q = q * u + 1.0f;
-  return u * (p / q);
+  constexpr float p[] = {1.0f, 1.0662173f, 0.23815688f, 0.0034172628f};  // 9.4e-10
+  constexpr float q[] = {1.0f, 1.5662172f, 0.68793505f, 0.07528704f};
+  return u * quotient(polynomial(p, u), polynomial(q, u));
 #endif
 }
 

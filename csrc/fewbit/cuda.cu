@@ -1,9 +1,9 @@
 // Few-bit activations on CUDA.
 //
 // A thread owns 8 consecutive elements: one 16-byte load of half precision (two of fp32), and one
-// whole byte of each bit plane, so that packing needs no communication between lanes; a warp's bytes
-// are one contiguous run. Tables sit in shared memory, at most one entry per bank for up to 5 search
-// steps. The function id is uniform, so its switch costs one branch per 8 elements.
+// whole byte of each bit plane, so that packing needs no communication between lanes; a warp's
+// bytes are one contiguous run. Tables sit in shared memory, at most one entry per bank for up to 5
+// search steps. The function id is uniform, so its switch costs one branch per 8 elements.
 
 #include <cuda_runtime.h>
 
@@ -22,17 +22,17 @@ namespace sublimate::fewbit::cuda {
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int EACH = 8;                   // elements of a thread: one byte of a bit plane
-constexpr int CHUNKS = GROUP / EACH;      // threads per group of 32
-constexpr int TREE = MAX_BORDERS + 1;     // padded size of the search table
-constexpr int WAVES = 32;                 // blocks per multiprocessor: 8 resident, 4 waves of them
+constexpr int EACH = 8;                // elements of a thread: one byte of a bit plane
+constexpr int CHUNKS = GROUP / EACH;   // threads per group of 32
+constexpr int TREE = MAX_BORDERS + 1;  // padded size of the search table
+constexpr int WAVES = 32;              // blocks per multiprocessor: 8 resident, 4 waves of them
 
 template <class A>
 struct Tables {
-  A border[TREE];       // ascending, padded with +inf
+  A border[TREE];  // ascending, padded with +inf
   A level[MAX_LEVELS];
   A value[MAX_LEVELS];
-  uint8_t code[TREE];   // padded with the last code
+  uint8_t code[TREE];  // padded with the last code
 };
 
 // Steps of a branch-free binary search over `count` borders.
@@ -177,14 +177,6 @@ struct ExactOf {
   }
 };
 
-// Restricts the switch to the activations of gated units: a third of the code.
-template <class Visitor>
-SUBLIMATE_HD void visit_gated(int fn, const Visitor& visitor) {
-  if (Fn(fn) == Fn::gelu) visitor.template run<Fn::gelu>();
-  if (Fn(fn) == Fn::gelu_tanh) visitor.template run<Fn::gelu_tanh>();
-  if (Fn(fn) == Fn::silu) visitor.template run<Fn::silu>();
-}
-
 // Chunks are handled to the end of the last group, so that its unused lanes are written as zero.
 __host__ __device__ inline int64_t chunks_of(int64_t n) { return (n + GROUP - 1) / GROUP * CHUNKS; }
 
@@ -193,7 +185,8 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int step
   using A = arith_t<T>;
   __shared__ Tables<A> table;
   const bool exact = is_exact(Fn(f.fn));
-  const A a = A(f.a), b = A(f.b);
+  const A a = value_parameter<T>(f.fn, A(f.a)), b = A(f.b);
+  const A a_bit = bit_parameter<T>(f.fn, A(f.a));
   if (f.bits > 0) {
     if (STOCHASTIC) {
       load_levels(table.level, f.levels, f.bits);
@@ -227,7 +220,7 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int step
         }
       }
     } else if (exact) {
-      visit(f.fn, ExactOf<A>{x, code, a, b});
+      visit(f.fn, ExactOf<A>{x, code, a_bit, b});
     } else {
 #pragma unroll
       for (int k = 0; k < EACH; ++k) code[k] = encode(x[k], table, steps);
@@ -271,8 +264,8 @@ __device__ inline void load_scale(const float* scale, int64_t inner, int64_t i, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) gated_forward_kernel(GatedForward f, int steps,
-                                                                bool aligned) {
+__global__ void __launch_bounds__(THREADS)
+    gated_forward_kernel(GatedForward f, int steps, bool aligned) {
   using A = arith_t<T>;
   __shared__ Tables<A> table;
   if (f.bits > 0) {

@@ -29,7 +29,7 @@ def activation_bwd_kernel(
 ):
     ROWS: tl.constexpr = BLOCK // 32
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    left = n - start
+    left = tl.minimum(n - start, BLOCK).to(tl.int32)
     grad = C.load_tile(grad_ptr + start, left, ROWS).to(ACC)
     code = C.unpack_tile(packed_ptr, start // 32, left, BITS, ROWS)
     C.store_tile(dx_ptr + start, C.lookup(levels_ptr, code, BITS, ACC) * grad, left, ROWS)
@@ -58,7 +58,7 @@ def gated_bwd_kernel(
     ROWS: tl.constexpr = BLOCK // 32
     DT: tl.constexpr = dy_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    left = n - start
+    left = tl.minimum(n - start, BLOCK).to(tl.int32)
     dy = C.load_tile(dy_ptr + start, left, ROWS).to(ACC)
     if KEEP == "up":
         code = C.unpack_tile(packed_ptr, start // 32, left, BITS, ROWS)
@@ -70,15 +70,15 @@ def gated_bwd_kernel(
             C.store_tile(dup_ptr + start, dy * C.lookup(values_ptr, code, BITS, ACC), left, ROWS)
     else:
         gate = C.load_tile(kept_ptr + start, left, ROWS).to(ACC)
-        if dup_ptr is not None:
-            dup = dy * value(gate, FN, 0.0, 0.0, DT, ACC)
-            C.store_tile(dup_ptr + start, dup, left, ROWS)
         if dgate_ptr is not None:
             code = C.unpack_tile(packed_ptr, start // 32, left, BITS, ROWS)
             scale = C.row_scale(scale_ptr, start, inner, left, BY_GROUP, INDEX, ACC, ROWS)
             up = C.lookup(levels_ptr, code, BITS, ACC) * scale
             dgate = dy * derivative(gate, FN, 0.0, 0.0, ACC) * up
             C.store_tile(dgate_ptr + start, dgate, left, ROWS)
+        if dup_ptr is not None:
+            dup = dy * value(gate, FN, 0.0, 0.0, DT, ACC)
+            C.store_tile(dup_ptr + start, dup, left, ROWS)
 
 
 def activation_bwd(grad: Tensor, packed: Tensor, levels: Tensor, dx: Tensor, bits: int) -> None:

@@ -111,7 +111,8 @@ def unpack_tile(packed, group, n, BITS: tl.constexpr, ROWS: tl.constexpr):
     code = tl.zeros([ROWS, 32], tl.int32)
     for p in tl.static_range(BITS):
         word = tl.load(packed + group * BITS + (row * BITS + p), mask=row * 32 < n, other=0)
-        code |= ((word >> lane) & 1) << p
+        # In two steps: the first is one shift a thread, the second by a constant.
+        code |= (((word >> (lane & 24)) >> (lane & 7)) & 1) << p
     return code
 
 
@@ -125,7 +126,11 @@ def _choose4(code, table, ACC: tl.constexpr):
 
 @triton.jit
 def lookup(table, code, BITS: tl.constexpr, ACC: tl.constexpr):
-    """``table[code]`` in ACC: selects between scalars up to 3 bits, then a gather (from L1)."""
+    """``table[code]`` in ACC: selects between scalars up to 3 bits, then a gather (from L1).
+
+    Not a gather throughout: before Triton 3.7 the compiler reads a tile of scattered addresses in
+    column order and moves everything around it through shared memory.
+    """
     if BITS == 1:
         v = tl.where(code != 0, tl.load(table + 1).to(ACC), tl.load(table).to(ACC))
     elif BITS == 2:

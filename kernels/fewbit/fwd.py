@@ -39,7 +39,7 @@ def activation_fwd_kernel(
     ROWS: tl.constexpr = BLOCK // 32
     DT: tl.constexpr = x_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    left = n - start
+    left = tl.minimum(n - start, BLOCK).to(tl.int32)
     x = C.load_tile(x_ptr + start, left, ROWS).to(ACC)
     if y_ptr is not None:
         C.store_tile(y_ptr + start, value(x, FN, A, B, DT, ACC), left, ROWS)
@@ -89,7 +89,7 @@ def gated_fwd_kernel(
     ROWS: tl.constexpr = BLOCK // 32
     DT: tl.constexpr = gate_ptr.dtype.element_ty
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    left = n - start
+    left = tl.minimum(n - start, BLOCK).to(tl.int32)
     gate = C.load_tile(gate_ptr + start, left, ROWS).to(ACC)
     up = C.load_tile(up_ptr + start, left, ROWS).to(ACC)
     C.store_tile(y_ptr + start, value(gate, FN, 0.0, 0.0, DT, ACC) * up, left, ROWS)

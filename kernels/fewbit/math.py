@@ -2,7 +2,8 @@
 
 ``FN`` is a name, known when the kernel is compiled; ``A`` and ``B`` are the function's parameters
 in the order of ``sublimate.fewbit.reference``. What is small is computed without cancellation by
-short series, so that it does not depend on how a target approximates exp and log near 1.
+short series, so that it does not depend on how a target approximates exp and log near 1. Value
+and derivative of the gate functions are written in the same terms, for the compiler to share.
 """
 
 from __future__ import annotations
@@ -66,9 +67,15 @@ def round_to(v, DT: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def _constant(value: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr):
-    """A parameter as torch compares it with elements of type DT: rounded to DT."""
+def _rounded(value: tl.constexpr, DT: tl.constexpr, ACC: tl.constexpr):
+    """lambda as torch compares it with elements of type DT: rounded to DT."""
     return round_to(tl.full((), value, ACC), DT, ACC)
+
+
+@triton.jit
+def _constant(value: tl.constexpr, ACC: tl.constexpr):
+    """A parameter that torch compares in the arithmetic type, whatever the element type."""
+    return tl.full((), value, ACC)
 
 
 @triton.jit
@@ -120,6 +127,17 @@ def _sigmoid(x):
 
 
 @triton.jit
+def _normal_cdf(x):
+    return 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
+
+
+@triton.jit
+def _gelu_tanh_inner(x):
+    """Twice the argument of tanh."""
+    return (x + x * x * x * _KAPPA) * _TWO_BETA
+
+
+@triton.jit
 def _sech2(x):
     """1 - tanh(x)^2 = 4 sigmoid(2x) sigmoid(-2x)."""
     e = tl.exp(-2.0 * tl.abs(x))
@@ -144,12 +162,12 @@ def value(
 ):
     """f(x) for a tile x of ACC that was loaded as DT."""
     if FN == "gelu":
-        y = 0.5 * x * (1.0 + tl.erf(x * _SQRT_HALF))
+        y = x * _normal_cdf(x)
     elif FN == "gelu_tanh":
         # (1 + tanh u) / 2 = sigmoid(2u)
-        y = x * _sigmoid((x + x * x * x * _KAPPA) * _TWO_BETA)
+        y = x * _sigmoid(_gelu_tanh_inner(x))
     elif FN == "silu":
-        y = x / (1.0 + tl.exp(-x))
+        y = x * _sigmoid(x)
     elif FN == "sigmoid":
         y = _sigmoid(x)
     elif FN == "tanh":
@@ -181,20 +199,20 @@ def value(
     elif FN == "leaky_relu":
         y = tl.where(x > 0, x, x * A)
     elif FN == "threshold":
-        y = tl.where(x <= _constant(A, DT, ACC), _constant(B, DT, ACC), x)
+        y = tl.where(x <= _constant(A, ACC), _constant(B, ACC), x)
     elif FN == "hardtanh":
-        low = _constant(A, DT, ACC)
-        high = _constant(B, DT, ACC)
+        low = _constant(A, ACC)
+        high = _constant(B, ACC)
         y = tl.where(x <= low, low, tl.where(x >= high, high, x))
     elif FN == "hardsigmoid":
         t = x + 3.0
         y = tl.where(t <= 0, 0.0, tl.where(t >= 6.0, 6.0, t)) / 6.0
     elif FN == "hardshrink":
-        lambd = _constant(A, DT, ACC)
+        lambd = _rounded(A, DT, ACC)
         y = tl.where((x >= -lambd) & (x <= lambd), 0.0, x)
     else:
         tl.static_assert(FN == "softshrink", "unknown function")
-        lambd = _constant(A, DT, ACC)
+        lambd = _constant(A, ACC)
         # x * 0 and not 0: NaN, which is neither above nor below, passes through.
         y = tl.where(x > lambd, x - lambd, tl.where(x < -lambd, x + lambd, x * 0.0))
     return y
@@ -206,17 +224,17 @@ def derivative(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ACC: tl.co
     if FN == "given":
         d = x
     elif FN == "gelu":
-        cdf = 0.5 * (1.0 + tl.erf(x * _SQRT_HALF))
-        d = cdf + x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
+        tail = x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
+        d = _normal_cdf(x) + tl.where(tl.abs(x) == float("inf"), 0.0, tail)
     elif FN == "gelu_tanh":
-        u = (x + x * x * x * _KAPPA) * _TWO_BETA
-        sech2 = _sech2(0.5 * u)
-        # At huge |x| sech2 is 0; 0 * inf must stay 0.
-        slope = x * sech2 * (1.0 + x * x * (3.0 * _KAPPA)) * (0.25 * _TWO_BETA)
-        d = _sigmoid(u) + tl.where(sech2 == 0, 0.0, slope)
+        s = _sigmoid(_gelu_tanh_inner(x))
+        bump = s * (1.0 - s)
+        slope = x * bump * (1.0 + x * x * (3.0 * _KAPPA)) * _TWO_BETA
+        # At huge |x| the bump is 0; 0 * inf must stay 0.
+        d = s + tl.where(bump == 0, 0.0, slope)
     elif FN == "silu":
         s = _sigmoid(x)
-        d = s * (1.0 + tl.where(tl.abs(x) == float("inf"), 0.0, x * _sigmoid(-x)))
+        d = s * (1.0 + tl.where(tl.abs(x) == float("inf"), 0.0, x * (1.0 - s)))
     elif FN == "sigmoid":
         d = 0.25 * _sech2(0.5 * x)
     elif FN == "tanh":
@@ -260,13 +278,13 @@ def predicate(
     elif FN == "leaky_relu":
         high = x > 0
     elif FN == "threshold":
-        high = ~(x <= _constant(A, DT, ACC))
+        high = ~(x <= _constant(A, ACC))
     elif FN == "hardtanh":
-        high = ~((x <= _constant(A, DT, ACC)) | (x >= _constant(B, DT, ACC)))
+        high = ~((x <= _constant(A, ACC)) | (x >= _constant(B, ACC)))
     elif FN == "hardsigmoid":
         high = (x > -3.0) & (x < 3.0)
     else:
         tl.static_assert((FN == "hardshrink") or (FN == "softshrink"), "not an exact function")
-        lambd = _constant(A, DT, ACC)
+        lambd = _rounded(A, DT, ACC)
         high = ~((x >= -lambd) & (x <= lambd))
     return high

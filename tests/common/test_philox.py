@@ -68,6 +68,7 @@ def test_cpp_matches_torch(library, seed):
     assert torch.equal(out, _philox.uniform(seed, index))
 
 
+@pytest.mark.lane("triton interpreter")
 def test_triton_matches_torch(tmp_path):
     pytest.importorskip("triton", reason="pip install triton")
     cases = HERE / "philox_interpreter_cases.py"

@@ -147,7 +147,8 @@ inline void touch(Cell& cell, const Access& now, const Thread& t, State::Clocks&
 
 inline void access(const void* address, size_t bytes, Kind kind, const void* pc) {
   const Thread& t = current();
-  if (t.fiber->holds(address)) return;  // its own locals
+  if (t.fiber->holds(address)) return;                        // its own locals
+  if (address >= &machine && address < &machine + 1) return;  // the switch of recording itself
   Block& b = *t.block;
   const uint32_t rank = uint32_t(b.rank);
   if (kind == Kind::atomic) ++state.atomics[rank];
@@ -169,66 +170,66 @@ inline void access(const void* address, size_t bytes, Kind kind, const void* pc)
   }
 }
 
-inline void hook(const void* address, size_t bytes, Kind kind, const void* pc) {
+// Itself without hooks until recording is off; all below it then returns at once.
+SUBLIMATE_EMULATOR_RAW inline void hook(const void* address, size_t bytes, Kind kind,
+                                        const void* pc) {
   if (!machine.recording) return;
-  Runtime runtime;
+  machine.recording = false;
   access(address, bytes, kind, pc);
+  machine.recording = true;
 }
 
 }  // namespace sublimate::emulator::racecheck
 
-// Weak, so that several sources of one module may include this; hidden, so that each module has its
-// own. `used`, because the calls appear only after the compiler has decided what is needed.
-#define SUBLIMATE_HOOK(result) \
-  extern "C" __attribute__((weak, used, visibility("hidden"))) SUBLIMATE_EMULATOR_RAW result
-#define SUBLIMATE_ACCESS_HOOK(prefix, kind, n)                                                 \
-  SUBLIMATE_HOOK(void) __tsan_##prefix##n(void* p) {                                           \
-    ::sublimate::emulator::racecheck::hook(p, n, ::sublimate::emulator::racecheck::Kind::kind, \
-                                           __builtin_return_address(0));                       \
-  }
-#define SUBLIMATE_ACCESS_HOOKS(n)                  \
-  SUBLIMATE_ACCESS_HOOK(read, read, n)             \
-  SUBLIMATE_ACCESS_HOOK(write, write, n)           \
-  SUBLIMATE_ACCESS_HOOK(unaligned_read, read, n)   \
-  SUBLIMATE_ACCESS_HOOK(unaligned_write, write, n) \
-  SUBLIMATE_ACCESS_HOOK(volatile_read, read, n)    \
-  SUBLIMATE_ACCESS_HOOK(volatile_write, write, n)
+// The names belong to built-in functions whose declarations nothing may contradict, so the hooks
+// have names of their own and take the others as assembler names. Weak, because several sources of
+// one module may include this; hidden, so that each module has its own; used, because the calls
+// appear only after the compiler has decided what is needed.
+#define SUBLIMATE_HOOK(result, name, ...)                                               \
+  extern "C" __attribute__((weak, used, visibility("hidden"))) result sublimate_##name( \
+      __VA_ARGS__) __asm__("__tsan_" #name);                                            \
+  extern "C" SUBLIMATE_EMULATOR_RAW result sublimate_##name(__VA_ARGS__)
+#define SUBLIMATE_RECORD(bytes, kind)                                                            \
+  ::sublimate::emulator::racecheck::hook(p, bytes, ::sublimate::emulator::racecheck::Kind::kind, \
+                                         __builtin_return_address(0))
+
+#define SUBLIMATE_ACCESS_HOOKS(n)                                                   \
+  SUBLIMATE_HOOK(void, read##n, void* p) { SUBLIMATE_RECORD(n, read); }             \
+  SUBLIMATE_HOOK(void, write##n, void* p) { SUBLIMATE_RECORD(n, write); }           \
+  SUBLIMATE_HOOK(void, unaligned_read##n, void* p) { SUBLIMATE_RECORD(n, read); }   \
+  SUBLIMATE_HOOK(void, unaligned_write##n, void* p) { SUBLIMATE_RECORD(n, write); } \
+  SUBLIMATE_HOOK(void, volatile_read##n, void* p) { SUBLIMATE_RECORD(n, read); }    \
+  SUBLIMATE_HOOK(void, volatile_write##n, void* p) { SUBLIMATE_RECORD(n, write); }
 SUBLIMATE_ACCESS_HOOKS(1)
 SUBLIMATE_ACCESS_HOOKS(2)
 SUBLIMATE_ACCESS_HOOKS(4)
 SUBLIMATE_ACCESS_HOOKS(8)
 SUBLIMATE_ACCESS_HOOKS(16)
-#define SUBLIMATE_RANGE_HOOK(name, kind)                                                       \
-  SUBLIMATE_HOOK(void) __tsan_##name(void* p, unsigned long n) {                               \
-    ::sublimate::emulator::racecheck::hook(p, n, ::sublimate::emulator::racecheck::Kind::kind, \
-                                           __builtin_return_address(0));                       \
-  }
-SUBLIMATE_RANGE_HOOK(read_range, read)
-SUBLIMATE_RANGE_HOOK(write_range, write)
-SUBLIMATE_HOOK(void) __tsan_init() {}
-SUBLIMATE_HOOK(void) __tsan_func_entry(void*) {}
-SUBLIMATE_HOOK(void) __tsan_func_exit() {}
-SUBLIMATE_HOOK(void) __tsan_vptr_update(void*, void*) {}
-SUBLIMATE_HOOK(void) __tsan_vptr_read(void*) {}
+SUBLIMATE_HOOK(void, read_range, void* p, size_t bytes) { SUBLIMATE_RECORD(bytes, read); }
+SUBLIMATE_HOOK(void, write_range, void* p, size_t bytes) { SUBLIMATE_RECORD(bytes, write); }
+SUBLIMATE_HOOK(void, init, ) {}
+SUBLIMATE_HOOK(void, func_entry, void*) {}
+SUBLIMATE_HOOK(void, func_exit, ) {}
+SUBLIMATE_HOOK(void, vptr_update, void*, void*) {}
+SUBLIMATE_HOOK(void, vptr_read, void*) {}
 
 // std::atomic in host code calls these instead of emitting instructions. Memory orders beyond what
 // is asked do no harm.
-#define SUBLIMATE_ATOMIC_RMW(bits, T, name, builtin)                           \
-  SUBLIMATE_HOOK(T) __tsan_atomic##bits##_##name(volatile void* p, T v, int) { \
-    return builtin(static_cast<volatile T*>(p), v, __ATOMIC_SEQ_CST);          \
+#define SUBLIMATE_ATOMIC_RMW(bits, T, name, builtin)                     \
+  SUBLIMATE_HOOK(T, atomic##bits##_##name, volatile void* p, T v, int) { \
+    return builtin(static_cast<volatile T*>(p), v, __ATOMIC_SEQ_CST);    \
   }
 #define SUBLIMATE_ATOMIC_CAS(bits, T, strength, weak)                                             \
-  SUBLIMATE_HOOK(bool)                                                                            \
-  __tsan_atomic##bits##_compare_exchange_##strength(volatile void* p, void* expected, T v, int,   \
-                                                    int) {                                        \
+  SUBLIMATE_HOOK(bool, atomic##bits##_compare_exchange_##strength, volatile void* p,              \
+                 void* expected, T v, int, int) {                                                 \
     return __atomic_compare_exchange_n(static_cast<volatile T*>(p), static_cast<T*>(expected), v, \
                                        weak, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                 \
   }
 #define SUBLIMATE_ATOMIC_HOOKS(bits, T)                                          \
-  SUBLIMATE_HOOK(T) __tsan_atomic##bits##_load(const volatile void* p, int) {    \
+  SUBLIMATE_HOOK(T, atomic##bits##_load, const volatile void* p, int) {          \
     return __atomic_load_n(static_cast<const volatile T*>(p), __ATOMIC_SEQ_CST); \
   }                                                                              \
-  SUBLIMATE_HOOK(void) __tsan_atomic##bits##_store(volatile void* p, T v, int) { \
+  SUBLIMATE_HOOK(void, atomic##bits##_store, volatile void* p, T v, int) {       \
     __atomic_store_n(static_cast<volatile T*>(p), v, __ATOMIC_SEQ_CST);          \
   }                                                                              \
   SUBLIMATE_ATOMIC_RMW(bits, T, exchange, __atomic_exchange_n)                   \
@@ -244,12 +245,11 @@ SUBLIMATE_ATOMIC_HOOKS(8, unsigned char)
 SUBLIMATE_ATOMIC_HOOKS(16, unsigned short)
 SUBLIMATE_ATOMIC_HOOKS(32, unsigned)
 SUBLIMATE_ATOMIC_HOOKS(64, unsigned long)
-SUBLIMATE_HOOK(void) __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-SUBLIMATE_HOOK(void) __tsan_atomic_signal_fence(int) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
+SUBLIMATE_HOOK(void, atomic_thread_fence, int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+SUBLIMATE_HOOK(void, atomic_signal_fence, int) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 #undef SUBLIMATE_HOOK
-#undef SUBLIMATE_ACCESS_HOOK
+#undef SUBLIMATE_RECORD
 #undef SUBLIMATE_ACCESS_HOOKS
-#undef SUBLIMATE_RANGE_HOOK
 #undef SUBLIMATE_ATOMIC_RMW
 #undef SUBLIMATE_ATOMIC_CAS
 #undef SUBLIMATE_ATOMIC_HOOKS

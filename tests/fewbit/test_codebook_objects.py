@@ -34,11 +34,22 @@ def quick_gelu(x):
 # Ready codebooks
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_auto_is_at_most_one_percent_worse_and_never_has_more_borders(name, bits):
+    auto, best = default_codebook(name, bits, mode="auto"), default_codebook(name, bits)
+    assert auto.mse <= 1.01 * best.mse
+    assert len(auto.borders) <= len(best.borders)
+    assert auto is best or auto == fit_codebook(name, bits, mode="interval")
+
+
 def test_table_file_is_what_the_module_writes():
     text = module._TABLE.read_text()
     stored = json.loads(text)
     assert len(text) < 60_000
-    assert len(stored) == len(SMOOTH) * 8 + 4 + 12
+    intervals = {"interval/gelu/3", "interval/gelu_tanh/3", "interval/silu/4"}  # what "auto" prefers
+    assert {key for key in stored if key.startswith("interval")} == intervals
+    assert len(stored) == len(SMOOTH) * 8 + 4 + 12 + len(intervals)
     fresh = {
         "value/gelu/4": fit_codebook("gelu", 4),
         "stochastic/mish/3": fit_codebook("mish", 3, mode="stochastic"),

@@ -36,6 +36,10 @@ def test_compiles(reports, name, target):
     triton_aot.check(reports[name, target], target)
 
 
+def test_hardly_any_spills(reports):
+    triton_aot.check_parked(reports.values())
+
+
 def test_subset_covers_everything():
     """Each kernel meets each dtype, config and target at least once, and each function sm_90."""
     chosen = {(name, target) for name, target in WANTED}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._autograd import refuse_double_backward
 from .ops import NO_VMAP
-from .reference import NO_SECOND
+from .reference import NO_SECOND, accumulator
 
 ops = torch.ops.sublimate  # registered by importing .ops above
 
@@ -60,6 +60,12 @@ class FewBit(torch.autograd.Function):
         return dx, *(None,) * 9
 
 
+def _in_layout_of(x: Tensor, d: Tensor) -> Tensor:
+    """d in the memory order in which x is coded: a user's f' may come in any other."""
+    target = torch.empty_like(x, dtype=d.dtype)
+    return d if d.stride() == target.stride() else target.copy_(d)
+
+
 class FewBitGiven(torch.autograd.Function):
     """y = f(x) for a callable f, evaluated by torch; codes of x (or of f'(x)) by our kernels."""
 
@@ -80,10 +86,10 @@ class FewBitGiven(torch.autograd.Function):
         y = f(x)
         if y.shape != x.shape or y.dtype != x.dtype:
             raise ValueError(
-                f"fn: expected an elementwise function keeping shape {tuple(x.shape)} and {x.dtype}, "
-                f"got {tuple(y.shape)} and {y.dtype}"
+                f"fn: expected an elementwise function keeping shape {tuple(x.shape)} and "
+                f"{x.dtype}, got {tuple(y.shape)} and {y.dtype}"
             )
-        coded = x if seed is None else derivative(x)
+        coded = x if seed is None else _in_layout_of(x, derivative(x.to(accumulator(x.dtype))))
         return y, ops.fewbit_encode(coded, borders, codes, levels, seed, bits, backend)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 ``fit_codebook`` finds the best one for an activation, a number of bits and a density of the input;
 ``default_codebook``, ``default_gated_codebook`` and ``normal_codebook`` return ready ones for
-standard normal inputs. ``python -m sublimate.fewbit.codebook`` writes these to ``codebooks.json``.
+standard normal inputs. ``write_table()`` writes these to ``codebooks.json``.
 
 Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
 Footprint Reduction", ICML 2023, for codes by interval and their dynamic programme. Codes by value,
@@ -258,6 +258,9 @@ def default_codebook(
 ) -> Codebook:
     """Codebook of a built-in function for standard normal input; made once, then kept.
 
+    ``mode="auto"`` is what the functions use when no codebook is given: the one of mode "value",
+    unless that of mode "interval" has fewer borders, hence cheaper codes, at an mse within 1 %.
+
     Functions whose derivative has two values (``Function.exact``) have one codebook, of 1 bit and
     without error, the same for every mode. Its borders describe the predicate; the kernels evaluate
     the predicate itself, which differs where x equals a border.
@@ -266,14 +269,14 @@ def default_codebook(
         name: key of ``reference.FUNCTIONS``.
         bits: 1 to 8; 1 for exact functions.
         params: scalar parameters, the function's defaults if None.
-        mode: as in ``fit_codebook``.
+        mode: as in ``fit_codebook``, or "auto".
 
     Raises:
         TypeError, ValueError: as ``fit_codebook``; on bits other than 1 for an exact function.
     """
     check_bits(bits)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if mode not in (*MODES, "auto"):
+        raise ValueError(f"mode must be one of {(*MODES, 'auto')}, got {mode!r}")
     function = builtin(name)
     mode = "value" if function.exact else mode
     return _default(function.name, bits, check_params(function, params), mode)
@@ -284,10 +287,23 @@ def _default(name: str, bits: int, params: tuple[float, ...], mode: str) -> Code
     function = builtin(name)
     if function.exact:
         return _exact(function, bits, params)
+    if mode == "auto":
+        by_value = _default(name, bits, params, "value")
+        if len(by_value.borders) < 2**bits:
+            return by_value
+        by_interval = _default(name, bits, params, "interval")
+        return by_interval if _cheaper(by_value, by_interval) else by_value
     stored = _stored().get(_key(mode, name, bits))
     if stored is not None and params == function.defaults:
         return Codebook.from_dict(stored)
     return fit_codebook(name, bits, params=params, mode=mode)
+
+
+def _cheaper(by_value: Codebook, by_interval: Codebook) -> bool:
+    """Whether intervals do nearly as well with fewer borders."""
+    fewer = len(by_interval.borders) < len(by_value.borders)
+    assert by_interval.mse is not None and by_value.mse is not None, "a fit measures itself"
+    return fewer and by_interval.mse <= 1.01 * by_value.mse
 
 
 def _exact(function: Function, bits: int, params: tuple[float, ...]) -> Codebook:
@@ -363,9 +379,10 @@ def table_text() -> str:
     smooth = [name for name, function in FUNCTIONS.items() if not function.exact]
     for bits in _TABLE_BITS:
         for name in smooth:
-            for mode in ("value", "stochastic"):
-                code = fit_codebook(name, bits, mode=mode)
-                entries[_key(mode, name, bits)] = _entry(code)
+            code = {mode: fit_codebook(name, bits, mode=mode) for mode in MODES}
+            if not _cheaper(code["value"], code["interval"]):
+                del code["interval"]
+            entries.update({_key(mode, name, bits): _entry(c) for mode, c in code.items()})
         entries[_key("value", "half_square", bits)] = _entry(fit_codebook("half_square", bits))
         for name in GATED:
             entries[_key("gated", name, bits)] = _entry(fit_gated_codebook(name, bits))
@@ -373,5 +390,6 @@ def table_text() -> str:
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
-if __name__ == "__main__":
+def write_table() -> None:
+    """Rewrites codebooks.json next to this file."""
     _TABLE.write_text(table_text())

@@ -1,7 +1,8 @@
 """The truth for few-bit activations: plain PyTorch, written to be read.
 
-Everything here works on any device and in any floating dtype, and needs nothing but torch. The compiled
-backends are held to these functions; these are held to closed forms and to torch's own gradients.
+Everything here works on any device and in any floating dtype, and needs nothing but torch. The
+compiled backends are held to these functions; these are held to closed forms and to torch's own
+gradients.
 
 Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
 Footprint Reduction", ICML 2023. Layout of the packed codes: ``pack``.
@@ -60,7 +61,8 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _d_gelu(x: Tensor) -> Tensor:
-    return _normal_cdf(x) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    tail = torch.where(torch.isinf(x), torch.zeros_like(x), x * torch.exp(-0.5 * x * x))
+    return _normal_cdf(x) + tail / math.sqrt(2 * math.pi)
 
 
 _GELU_BETA, _GELU_KAPPA = math.sqrt(2 / math.pi), 0.044715
@@ -141,6 +143,10 @@ def _two_valued(predicate: Callable[..., Tensor], levels: Callable[..., tuple[fl
     return derivative
 
 
+def _strictly_between(x: Tensor, low: float, high: float) -> Tensor:
+    return ~((x <= low) | (x >= high))
+
+
 def _exact(
     name: str,
     forward: Callable[..., Tensor],
@@ -155,7 +161,9 @@ def _exact(
 
 
 # Predicates are torch's own backward formulas, borders included. Where x is NaN, torch's vectorised
-# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does.
+# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does. In 16
+# bits, torch's CPU kernels compare x with the threshold and the ends of hardtanh as they are, and
+# with lambda rounded to x's dtype (which is what ``x <= lambd`` does); so does every backend here.
 _ALL = (
     Function("gelu", F.gelu, _d_gelu),
     Function("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), _d_gelu_tanh),
@@ -190,14 +198,14 @@ _ALL = (
     _exact(
         "threshold",
         F.threshold,
-        lambda x, threshold, value: ~(x <= threshold),
+        lambda x, threshold, value: ~(x.to(accumulator(x.dtype)) <= threshold),
         lambda threshold, value: (threshold,),
         (("threshold", 0.0), ("value", 0.0)),
     ),
     _exact(
         "hardtanh",
         F.hardtanh,
-        lambda x, low, high: ~((x <= low) | (x >= high)),
+        lambda x, low, high: _strictly_between(x.to(accumulator(x.dtype)), low, high),
         lambda low, high: (low, high),
         (("min_val", -1.0), ("max_val", 1.0)),
     ),
@@ -331,8 +339,9 @@ def unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
 
 
 NO_SECOND = (
-    "sublimate.fewbit: no second derivative. The gradient is a step function of the input, whose own "
-    "derivative is zero almost everywhere and is not f''; use torch's activation where f'' matters."
+    "sublimate.fewbit: no second derivative. The gradient is a step function of the input, whose "
+    "own derivative is zero almost everywhere and is not f''; use torch's activation where f'' "
+    "matters."
 )
 
 
@@ -349,16 +358,21 @@ class QuantizedActivation(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor,
-        forward: Callable[[Tensor], Tensor],
-        code: Callable[[Tensor], Tensor],
+        borders: Tensor,
+        codes: Tensor,
         levels: Tensor,
+        uniform: Tensor | None,
+        forward: Callable[[Tensor], Tensor],
+        code: Callable[..., Tensor],
         bits: int,
     ) -> tuple[Tensor, Tensor]:
-        return forward(x), pack(flatten(code(x), dense_order(x)), bits)
+        # Under vmap and grad every tensor must come as an argument: code may close over none.
+        found = code(x, borders, codes, levels, uniform)
+        return forward(x), pack(flatten(found, dense_order(x)), bits)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        x, _, _, levels, ctx.bits = inputs
+        x, _, _, levels, _, _, _, ctx.bits = inputs
         ctx.order = dense_order(x)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], levels)
@@ -368,7 +382,7 @@ class QuantizedActivation(torch.autograd.Function):
     def backward(ctx, dy: Tensor, _):  # type: ignore[no-untyped-def]
         packed, levels = ctx.saved_tensors
         q = unflatten(decode(packed, levels, dy.numel(), ctx.bits), dy.shape, ctx.order)
-        return (dy.to(accumulator(dy.dtype)) * q).to(dy.dtype), None, None, None, None
+        return (dy.to(accumulator(dy.dtype)) * q).to(dy.dtype), *(None,) * 7
 
 
 def activation(
@@ -398,14 +412,18 @@ def activation(
     bits = (levels.numel() - 1).bit_length()
     acc = accumulator(x.dtype)
 
-    def code(x: Tensor) -> Tensor:
+    def code(
+        x: Tensor, borders: Tensor, codes: Tensor, levels: Tensor, uniform: Tensor | None
+    ) -> Tensor:
         if uniform is not None and derivative is not None:
             return encode_stochastic(derivative(x.to(acc)), levels, uniform.to(acc))
         if predicate is not None:
             return predicate(x).long()
         return encode(x, borders, codes)
 
-    y: Tensor = QuantizedActivation.apply(x, forward, code, levels.to(acc), bits)[0]
+    y: Tensor = QuantizedActivation.apply(
+        x, borders, codes, levels.to(acc), uniform, forward, code, bits
+    )[0]
     return y
 
 
@@ -428,7 +446,7 @@ class QuantizedGated(torch.autograd.Function):
         gate, up, name, keep, borders, codes, levels, values, bits
     ) -> tuple[Tensor, Tensor, Tensor]:
         acc = accumulator(gate.dtype)
-        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype)
+        y = (FUNCTIONS[name].forward(gate.to(acc)) * up.to(acc)).to(gate.dtype).contiguous()
         if keep == "up":
             scale = gate.new_empty(0, dtype=torch.float32)
             code = encode(gate, borders, codes)
@@ -477,7 +495,8 @@ def gated(
 
     keep="up": up is kept, gate coded; dgate = dy up levels[code], dup = dy values[code], where
     levels stand for f' and values for f on each interval. keep="gate": gate is kept, up / scale
-    coded with scale the row's RMS; dup = dy f(gate) is exact, dgate = dy f'(gate) levels[code] scale.
+    coded with scale the row's RMS; dup = dy f(gate) is exact, dgate = dy f'(gate) levels[code]
+    scale.
     """
     bits = (levels.numel() - 1).bit_length()
     acc = accumulator(gate.dtype)

@@ -155,7 +155,7 @@ __global__ void collectives_kernel(const int* x, int64_t* out) {
   put(__shfl_xor_sync(kFull, v, 5, 8));
   put(__shfl_xor_sync(kFull, v, 16, 8));
   put(__double_as_longlong(__shfl_sync(kFull, double(v) * 0x1p40, 31 - lane)));
-  put(__shfl_sync(kFull, (long long)(v) << 33, 7));
+  put(__shfl_sync(kFull, (long long)(v) * 0x200000000, 7));
   put(__any_sync(kFull, v > 1000));
   put(__all_sync(kFull, v > -1000));
   put(__match_any_sync(kFull, v & 3));

@@ -1,0 +1,78 @@
+"""Where a test body runs: a backend on a device, and the proof that it really ran there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from sublimate import _native
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A backend name and the device of the tensors it is given.
+
+    "cuda-emulated" is the CUDA source run by the host on CPU tensors (fixture ``emulated_cuda``).
+    """
+
+    id: str
+    backend: str
+    device: str = "cpu"
+
+    @property
+    def emulated(self) -> bool:
+        return self.backend == "cuda" and self.device == "cpu"
+
+    def put(self, x: torch.Tensor) -> torch.Tensor:
+        """x on this lane's device, strides kept."""
+        return x.to(self.device)
+
+
+REFERENCE = Lane("reference", "reference")
+CPU = Lane("cpu", "cpu")
+CUDA_EMULATED = Lane("cuda-emulated", "cuda")
+COMPILED = [CPU, CUDA_EMULATED]
+#: On a machine with a GPU the same bodies run there too; elsewhere there is nothing to run.
+GPU = [Lane("cuda-gpu", "cuda", "cuda"), Lane("triton-gpu", "triton", "cuda")]
+GPU = GPU if torch.cuda.is_available() else []
+KERNELS = [*COMPILED, *(pytest.param(lane, marks=pytest.mark.gpu) for lane in GPU)]
+LANES = [REFERENCE, *KERNELS]
+
+
+def lane_id(value: Lane) -> str:
+    return value.id
+
+
+@contextmanager
+def counted_calls(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts kernel calls by backend while it is active: native modules and Triton wrappers."""
+    counts: Counter[str] = Counter()
+    call = _native.Library.call
+
+    def counted(self: _native.Library, op: str, *arguments: object) -> None:
+        counts["cpu" if self is _native.CPU else "cuda"] += 1
+        counts[op] += 1
+        call(self, op, *arguments)
+
+    with patch.context() as inner:
+        inner.setattr(_native.Library, "call", counted)
+        if GPU:
+            from sublimate.kernels.fewbit import bwd, fwd
+
+            for module in (fwd, bwd):
+                for name in ("activation_fwd", "gated_fwd", "activation_bwd", "gated_bwd"):
+                    if hasattr(module, name):
+                        inner.setattr(module, name, _counted(counts, getattr(module, name)))
+        yield counts
+
+
+def _counted(counts: Counter[str], function):  # type: ignore[no-untyped-def]
+    def counted(*arguments, **keywords):  # type: ignore[no-untyped-def]
+        counts["triton"] += 1
+        return function(*arguments, **keywords)
+
+    return counted

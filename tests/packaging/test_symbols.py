@@ -1,0 +1,139 @@
+"""The compiled CPU kernels, read from their objects: levels stay apart, hot loops are vectorised.
+
+Each csrc/<family>/cpu.cpp is compiled here once per instruction-set level by the very commands that
+CMake gives (common/isa.h), with the compiler's vectorisation report switched on.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers import native_build
+from sublimate.fewbit import reference
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        platform.machine() not in ("x86_64", "AMD64"),
+        reason="instruction-set levels exist on x86-64 only",
+    ),
+    pytest.mark.skipif(
+        native_build.missing_compiler() is not None, reason=str(native_build.missing_compiler())
+    ),
+    pytest.mark.skipif(
+        not (shutil.which("nm") and shutil.which("objdump")), reason="no nm (install binutils)"
+    ),
+]
+#: Level -> bytes of its widest vector.
+WIDTH = {"base": 16, "v3": 32, "v4": 64}
+
+
+@dataclass(frozen=True)
+class Object:
+    level: str
+    source: Path
+    file: Path
+    report: str  # -fopt-info-vec-optimized
+
+
+def compile_one(entry: dict[str, str], folder: Path) -> Object:
+    match = re.search(r"kernels_(base|v3|v4)\.dir", entry["command"])
+    assert match is not None
+    source = Path(entry["file"])
+    stem = folder / f"{match[1]}-{source.parent.name}-{source.stem}"
+    command = shlex.split(entry["command"])
+    command[command.index("-o") + 1] = f"{stem}.o"
+    report = Path(f"{stem}.txt")
+    report.touch()
+    native_build.run([*command, f"-fopt-info-vec-optimized={report}"], cwd=entry["directory"])
+    return Object(match[1], source, Path(f"{stem}.o"), report.read_text())
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
+    folder = tmp_path_factory.mktemp("levels")
+    native_build.configure(folder / "cmake")
+    entries = json.loads((folder / "cmake" / "compile_commands.json").read_text())
+    entries = [e for e in entries if "kernels_" in e["command"]]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda e: compile_one(e, folder), entries))
+    sources = {o.source for o in found}
+    assert native_build.ROOT / "csrc" / "fewbit" / "cpu.cpp" in sources
+    assert {(o.level, o.source) for o in found} == {(lv, s) for lv in WIDTH for s in sources}
+    return found
+
+
+def weak_symbols(file: Path) -> list[str]:
+    """Symbols that a linker may merge with another level's: weak, unique or common."""
+    listed = native_build.run(["nm", "-C", "--defined-only", str(file)])
+    return [line for line in listed.splitlines() if re.search(r"^\S+ [WwVvuC] ", line)]
+
+
+def registers(file: Path) -> set[str]:
+    """Which of xmm, ymm and zmm the code touches."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return set(re.findall(r"%([xyz]mm)\d", listing))
+
+
+def test_no_weak_symbols(objects):
+    for o in objects:
+        assert weak_symbols(o.file) == [], f"{o.source} at {o.level}"
+
+
+def test_weak_symbols_are_noticed(tmp_path):
+    source = tmp_path / "weak.cpp"
+    source.write_text("inline int shared(int x) { return x; }\nint (*use)(int) = shared;\n")
+    native_build.run(["g++", "-c", str(source), "-o", str(tmp_path / "weak.o")])
+    assert "shared(int)" in weak_symbols(tmp_path / "weak.o")[0]
+
+
+def test_only_entry_points_are_global(objects):
+    """What a level exports lies in its own namespace."""
+    for o in objects:
+        listed = native_build.run(["nm", "-C", "--defined-only", "--extern-only", str(o.file)])
+        names = [line.split(maxsplit=2)[2] for line in listed.splitlines()]
+        assert names and all(f"::{o.level}::" in name for name in names), names
+
+
+def test_each_level_uses_its_own_registers(objects):
+    """No wide instruction in a level that a lesser processor runs; and each uses all it has."""
+    for o in objects:
+        found = registers(o.file)
+        assert ("ymm" in found) == (o.level != "base"), f"{o.source} at {o.level}: {found}"
+        assert ("zmm" in found) == (o.level == "v4"), f"{o.source} at {o.level}: {found}"
+
+
+def loops(o: Object, struct: str) -> int:
+    """Loops vectorised with the level's full width, of those that stand first after ``struct``."""
+    lines = o.source.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if re.search(rf"^struct {struct} ", line))
+    line = next(i for i in range(start, len(lines)) if "for (" in lines[i]) + 1
+    wanted = rf"{o.source.name}:{line}:\d+: optimized: loop vectorized using {WIDTH[o.level]} byte"
+    return len(re.findall(wanted, o.report))
+
+
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_fewbit_loops_are_vectorised(objects, level):
+    """Each function's loop over a block, in fp32 and fp64 at least, at the level's full width."""
+    (o,) = (o for o in objects if o.level == level and o.source.parent.name == "fewbit")
+    functions = reference.FUNCTIONS.values()
+    exact = sum(f.predicate is not None for f in functions)
+    smooth = len(functions) - exact
+    assert smooth >= 14 and exact >= 8
+    assert loops(o, "ValueBlock") >= 2 * (smooth + exact)
+    assert loops(o, "DerivativeBlock") >= 2 * smooth
+    assert loops(o, "ExactBlock") >= 2 * exact
