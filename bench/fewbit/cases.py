@@ -96,7 +96,7 @@ def _full_size(
 
 def _verify_activation(op: str, bits: int) -> Callable[..., list[Measurement]]:
     def verify(forward: Forward, inputs: tuple[Tensor, ...], dy: Tensor) -> list[Measurement]:
-        codebook = default_codebook(op, bits)
+        codebook = default_codebook(op, bits, mode="auto")
         windows = _windows(inputs, rows=False)
         found = []
         for w in windows:

@@ -123,7 +123,7 @@ def _smooth_or_exact(
 ) -> list[Measurement]:
     found = []
     for b in (1,) if FUNCTIONS[name].exact else bits:
-        codebook = default_codebook(name, b)
+        codebook = default_codebook(name, b, mode="auto")
         x, dy = (t.to(device) for t in inputs(dtype, codebook.borders))
         call = lambda t, b=b: _public(name, t, bits=b, backend=backend)  # noqa: E731
         found += activation(f"{b} bits", call, codebook, x, dy)

@@ -145,7 +145,7 @@ def _codes(bits: tuple[int, ...]) -> Figure:
     x = torch.linspace(-3.5, 3.5, 1401, dtype=torch.float64)
     true = FUNCTIONS["gelu"].derivative(x)
     for axes, b in zip(grid, bits, strict=True):
-        codebook = default_codebook("gelu", b)
+        codebook = default_codebook("gelu", b, mode="auto")
         name = f"{b} bit{'s' if b > 1 else ''}"
         step = codebook.decode(x)
         axes.fill_between(x, true, step, color=COLOURS[name], alpha=0.22, lw=0)
