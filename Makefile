@@ -56,7 +56,7 @@ bench: $(VENV)/.sublimate  ## the benchmarks of this machine, into bench/results
 	@$(RUN) -m sublimate bench $(BENCH_ARGS)
 
 gpu:  ## build for the PYTHON at hand without network, check and measure on its GPU, into OUT
-	@PYTHON='$(PYTHON)' bash bench/gpu.sh '$(OUT)'
+	@PYTHON='$(PYTHON)' .ci/gpu '$(OUT)'
 
 budget: $(VENV)/.sublimate  ## rewrite csrc/cuda_budget.json: registers of the CUDA kernels (nvcc)
 	@$(RUN) tests/helpers/cuda_budget.py

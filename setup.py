@@ -25,6 +25,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 SKIP_NATIVE = os.environ.get("SUBLIMATE_SKIP_NATIVE", "0") not in ("", "0")
@@ -49,6 +50,16 @@ def tool(name: str, folder: str) -> str | None:
     except (ImportError, AttributeError):
         return shutil.which(name)
     return str(found) if os.access(found, os.X_OK) else shutil.which(name)
+
+
+class FreshBuild(build_py):
+    """Begins from an empty folder: a wheel is packed from all of it, so whatever an earlier build
+    left in build/lib (a deleted file, a CUDA module that is not wanted now) would be installed."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "sublimate", ignore_errors=True)
+        super().run()
 
 
 class CMakeExtension(Extension):
@@ -124,7 +135,9 @@ class CMakeBuild(build_ext):
             shutil.rmtree(build_dir)
             subprocess.run(configure, check=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
-        subprocess.run([cmake, "--build", str(build_dir), "--target", target, "-j", jobs], check=True)
+        subprocess.run(
+            [cmake, "--build", str(build_dir), "--target", target, "-j", jobs], check=True
+        )
 
 
 def extensions() -> list[Extension]:
@@ -148,7 +161,10 @@ def packages() -> tuple[list[str], dict[str, str]]:
     names = find_namespace_packages("python", include=["sublimate*"])
     package_dir = {"": "python"}
     if not (ROOT / "python" / "sublimate" / "kernels").is_dir():
-        print("warning: python/sublimate/kernels is not a link to kernels/; mapping it", file=sys.stderr)
+        print(
+            "warning: python/sublimate/kernels is not a link to kernels/; mapping it",
+            file=sys.stderr,
+        )
         package_dir["sublimate.kernels"] = "kernels"
         names += ["sublimate.kernels"]
         names += [f"sublimate.kernels.{n}" for n in find_namespace_packages("kernels")]
@@ -162,6 +178,6 @@ setup(
     package_dir=found_package_dir,
     package_data={"sublimate": ["py.typed", "*.pyi", "**/*.json", "**/*.md", "**/*.html.j2"]},
     ext_modules=extensions(),
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_py": FreshBuild, "build_ext": CMakeBuild},
     zip_safe=False,
 )

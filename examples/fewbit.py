@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import copy
 
-import torch
-from torch import nn
-
 import sublimate
+import torch
 from sublimate import fewbit
+from torch import nn
 
 
 def make_data(n: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,9 @@
-// Function multiversioning by translation unit: CMake compiles each <family>/cpu.cpp once per level,
-// with that level's instruction set and SUBLIMATE_ISA naming the namespace; the module picks a level
-// once at load. (Preferred to target_clones because a source can then use the level's mask registers
-// under plain #ifdef, and because it does not need ifunc.) Rule: such a source defines nothing with
-// weak linkage, so that no wide instruction leaks into another level; a test reads the symbols.
+// Function multiversioning by translation unit: CMake compiles each <family>/cpu.cpp once per
+// level, with that level's instruction set and SUBLIMATE_ISA naming the namespace; the module picks
+// a level once at load. (Preferred to target_clones because a source can then use the level's mask
+// registers under plain #ifdef, and because it does not need ifunc.) Rule: such a source defines
+// nothing with weak linkage, so that no wide instruction leaks into another level; a test reads the
+// symbols.
 #pragma once
 
 namespace sublimate {

@@ -1,7 +1,7 @@
-// Elementary functions as branch-free arithmetic, written once for a scalar (loops over it vectorise)
-// and for a vector register (common/vec.h). On a GPU the hardware library's functions are used instead.
-// fp64 always takes the C library's. Coefficients: least-squares rational fits with Lawson weights,
-// relative error given beside each; total error in fp32 is about 2 ulp.
+// Elementary functions as branch-free arithmetic, written once for a scalar (loops over it
+// vectorise) and for a vector register (common/vec.h). On a GPU the hardware library's functions
+// are used instead. fp64 always takes the C library's. Coefficients: least-squares rational fits
+// with Lawson weights, relative error given beside each; total error in fp32 is about 2 ulp.
 #pragma once
 
 #include <cmath>
@@ -13,7 +13,8 @@
 
 namespace sublimate::math {
 
-// ------------------------------------------------------------- primitives, overloaded for Vec there
+// ------------------------------------------------------------- primitives, overloaded for Vec
+// there
 
 template <class A>
 SUBLIMATE_HD A pick(bool condition, A yes, A no) {
@@ -54,8 +55,8 @@ SUBLIMATE_HD V polynomial(const float (&c)[N], V u) {
   return p;
 }
 
-// e^x. NaN stays. In fp32, results below 2^-126 may be 0 and above 2^127.5 inf: one exponent insertion
-// instead of two, and no caller can tell (the activations saturate long before).
+// e^x. NaN stays. In fp32, results below 2^-126 may be 0 and above 2^127.5 inf: one exponent
+// insertion instead of two, and no caller can tell (the activations saturate long before).
 SUBLIMATE_HD double exp(double x) { return ::exp(x); }
 template <class V>
 SUBLIMATE_HD V exp(V x) {

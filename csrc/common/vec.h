@@ -1,5 +1,5 @@
-// Sixteen fp32 lanes as a number: lets the per-element mathematics, written once for scalars, run in
-// AVX-512 registers with comparisons as mask registers. Only in sources compiled for that level.
+// Sixteen fp32 lanes as a number: lets the per-element mathematics, written once for scalars, run
+// in AVX-512 registers with comparisons as mask registers. Only in sources compiled for that level.
 #pragma once
 
 #if defined(__AVX512F__)
@@ -73,7 +73,8 @@ SUBLIMATE_HD Vec quotient(Vec a, Vec b) {
   const __m512 e = _mm512_fnmadd_ps(b.lanes, r, _mm512_set1_ps(1.0f));
   return _mm512_mul_ps(a.lanes, _mm512_fmadd_ps(r, e, r));
 }
-// 1 / b, 0 for b = inf: there e would be 1 - inf * 0 = NaN, and the maximum takes its second operand.
+// 1 / b, 0 for b = inf: there e would be 1 - inf * 0 = NaN, and the maximum takes its second
+// operand.
 SUBLIMATE_HD Vec reciprocal(Vec b) {
   const __m512 r = _mm512_rcp14_ps(b.lanes);
   const __m512 e = _mm512_fnmadd_ps(b.lanes, r, _mm512_set1_ps(1.0f));
@@ -113,8 +114,8 @@ SUBLIMATE_HD void store32(half_t* p, Vec low, Vec high, bool stream) {
   store64bytes(p, _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1), stream);
 }
 SUBLIMATE_HD void store32(bfloat_t* p, Vec low, Vec high, bool stream) {
-  // Round to nearest even in integers. A NaN stays one: those that arise from bf16 operands have the
-  // low 16 bits clear, so the bias cannot carry out of the mantissa.
+  // Round to nearest even in integers. A NaN stays one: those that arise from bf16 operands have
+  // the low 16 bits clear, so the bias cannot carry out of the mantissa.
   const __m512i one = _mm512_set1_epi32(1), bias = _mm512_set1_epi32(0x7fff);
   __m512i u[2] = {_mm512_castps_si512(low.lanes), _mm512_castps_si512(high.lanes)};
   for (int k = 0; k < 2; ++k) {
@@ -122,15 +123,15 @@ SUBLIMATE_HD void store32(bfloat_t* p, Vec low, Vec high, bool stream) {
     u[k] = _mm512_add_epi32(_mm512_add_epi32(u[k], bias), odd);
   }
   // The upper half of every lane of both, in order: one permute over two registers.
-  alignas(64) static constexpr uint16_t upper[32] = {
-      1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-      33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  alignas(64) static constexpr uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                     23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                     45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
   store64bytes(p, _mm512_permutex2var_epi16(u[0], _mm512_load_si512(upper), u[1]), stream);
 }
 
-// Whether to write an output past the caches: it is larger than they are, so that nothing is lost for
-// its reader, and a store that bypasses them need not read the line first (measured: 64 MiB written
-// in two thirds of the time, read back as fast). The address must be aligned to a register.
+// Whether to write an output past the caches: it is larger than they are, so that nothing is lost
+// for its reader, and a store that bypasses them need not read the line first (measured: 64 MiB
+// written in two thirds of the time, read back as fast). The address must be aligned to a register.
 SUBLIMATE_HD bool worth_streaming(const void* p, int64_t bytes) {
   return bytes >= (int64_t(8) << 20) && reinterpret_cast<uintptr_t>(p) % 64 == 0;
 }

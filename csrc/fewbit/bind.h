@@ -36,11 +36,18 @@ inline void bind(pybind11::module_& m, const Target& t) {
       [t](int dtype, int fn, double a, double b, Address x, Address y, Address packed, int64_t n,
           Address borders, Address codes, int count, Address levels, int bits, Address seed,
           int device, Address stream, int threads) {
-        return t.forward({dtype, fn, a, b, reinterpret_cast<const void*>(x),
-                          reinterpret_cast<void*>(y), reinterpret_cast<uint32_t*>(packed), n,
+        return t.forward({dtype,
+                          fn,
+                          a,
+                          b,
+                          reinterpret_cast<const void*>(x),
+                          reinterpret_cast<void*>(y),
+                          reinterpret_cast<uint32_t*>(packed),
+                          n,
                           {reinterpret_cast<const void*>(borders),
                            reinterpret_cast<const uint8_t*>(codes), count},
-                          reinterpret_cast<const void*>(levels), bits,
+                          reinterpret_cast<const void*>(levels),
+                          bits,
                           reinterpret_cast<const int64_t*>(seed),
                           {device, reinterpret_cast<void*>(stream), threads}});
       },
@@ -50,10 +57,14 @@ inline void bind(pybind11::module_& m, const Target& t) {
       "fewbit_bwd",
       [t](int dtype, Address grad, Address packed, Address levels, Address dx, int64_t n, int bits,
           int device, Address stream, int threads) {
-        return t.backward({dtype, reinterpret_cast<const void*>(grad),
+        return t.backward({dtype,
+                           reinterpret_cast<const void*>(grad),
                            reinterpret_cast<const uint32_t*>(packed),
-                           reinterpret_cast<const void*>(levels), reinterpret_cast<void*>(dx), n,
-                           bits, {device, reinterpret_cast<void*>(stream), threads}});
+                           reinterpret_cast<const void*>(levels),
+                           reinterpret_cast<void*>(dx),
+                           n,
+                           bits,
+                           {device, reinterpret_cast<void*>(stream), threads}});
       },
       Release());
 
@@ -62,12 +73,18 @@ inline void bind(pybind11::module_& m, const Target& t) {
       [t](int dtype, int fn, Address gate, Address up, Address y, Address packed, int64_t n,
           Address borders, Address codes, int count, int bits, Address scale, int64_t inner,
           int device, Address stream, int threads) {
-        return t.gated_forward({dtype, fn, reinterpret_cast<const void*>(gate),
-                                reinterpret_cast<const void*>(up), reinterpret_cast<void*>(y),
-                                reinterpret_cast<uint32_t*>(packed), n,
+        return t.gated_forward({dtype,
+                                fn,
+                                reinterpret_cast<const void*>(gate),
+                                reinterpret_cast<const void*>(up),
+                                reinterpret_cast<void*>(y),
+                                reinterpret_cast<uint32_t*>(packed),
+                                n,
                                 {reinterpret_cast<const void*>(borders),
                                  reinterpret_cast<const uint8_t*>(codes), count},
-                                bits, reinterpret_cast<const float*>(scale), inner,
+                                bits,
+                                reinterpret_cast<const float*>(scale),
+                                inner,
                                 {device, reinterpret_cast<void*>(stream), threads}});
       },
       Release());
@@ -77,14 +94,20 @@ inline void bind(pybind11::module_& m, const Target& t) {
       [t](int dtype, int fn, Address dy, Address kept, Address packed, Address levels,
           Address values, Address scale, int64_t inner, Address dgate, Address dup, int64_t n,
           int bits, int device, Address stream, int threads) {
-        return t.gated_backward({dtype, fn, reinterpret_cast<const void*>(dy),
+        return t.gated_backward({dtype,
+                                 fn,
+                                 reinterpret_cast<const void*>(dy),
                                  reinterpret_cast<const void*>(kept),
                                  reinterpret_cast<const uint32_t*>(packed),
                                  reinterpret_cast<const void*>(levels),
                                  reinterpret_cast<const void*>(values),
-                                 reinterpret_cast<const float*>(scale), inner,
-                                 reinterpret_cast<void*>(dgate), reinterpret_cast<void*>(dup), n,
-                                 bits, {device, reinterpret_cast<void*>(stream), threads}});
+                                 reinterpret_cast<const float*>(scale),
+                                 inner,
+                                 reinterpret_cast<void*>(dgate),
+                                 reinterpret_cast<void*>(dup),
+                                 n,
+                                 bits,
+                                 {device, reinterpret_cast<void*>(stream), threads}});
       },
       Release());
 }

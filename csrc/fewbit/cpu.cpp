@@ -1,8 +1,8 @@
 // Few-bit activations on the CPU. Compiled once per instruction-set level (common/isa.h).
 //
-// A thread walks its elements in blocks of 512 that stay in L1: load and widen, f, narrow and store,
-// then the codes. The codes of a block are found and packed in one pass: with AVX-512, comparisons
-// are mask registers, which are the bit planes.
+// A thread walks its elements in blocks of 512 that stay in L1: load and widen, f, narrow and
+// store, then the codes. The codes of a block are found and packed in one pass: with AVX-512,
+// comparisons are mask registers, which are the bit planes.
 
 #include <algorithm>
 #include <cmath>
@@ -40,11 +40,11 @@ struct Tables {
   int depth;
   A node[DEPTH][16];
   uint32_t leaf[1 << DEPTH];
-  bool ordered;  // 2^bits intervals with codes 0, 1, 2 ...: the outcomes are the code's bits
+  bool ordered;  // 2^bits intervals with codes 0, 1, 2 ...: depth == bits, outcomes are the bits
 };
 
 template <class T, class A>
-Tables<A> read_tables(const Borders& table) {
+Tables<A> read_tables(const Borders& table, int bits) {
   Tables<A> t;
   t.count = table.count;
   t.first = table.codes[0];
@@ -52,13 +52,13 @@ Tables<A> read_tables(const Borders& table) {
     t.border[i] = round_to<T>(static_cast<const A*>(table.borders)[i]);
     t.flip[i] = table.codes[i] ^ table.codes[i + 1];
   }
-  t.ordered = ((table.count + 1) & table.count) == 0;
+  t.ordered = table.count + 1 == 1 << bits;
   for (int i = 0; i <= table.count; ++i) t.ordered = t.ordered && table.codes[i] == i;
   t.depth = 0;
   while ((1 << t.depth) <= table.count) ++t.depth;
   if (t.depth > DEPTH) return t;
-  // A path means the interval sum of bit_k << (depth - 1 - k); missing borders are +inf, above which
-  // only NaN goes, and NaN belongs to the last interval.
+  // A path means the interval sum of bit_k << (depth - 1 - k); missing borders are +inf, above
+  // which only NaN goes, and NaN belongs to the last interval.
   const auto interval = [&](int path, int levels) {
     int at = 0;
     for (int k = 0; k < levels; ++k) at += ((path >> k) & 1) << (t.depth - 1 - k);
@@ -93,7 +93,8 @@ inline int words_of(int n) { return (n + GROUP - 1) / GROUP; }
 
 // ---------------------------------------------------------------------------------- codes -> words
 
-// code[0 .. n) to bit planes; code has room to the next multiple of 32 and is padded with zeros here.
+// code[0 .. n) to bit planes; code has room to the next multiple of 32 and is padded with zeros
+// here.
 inline void pack_block(uint32_t* code, int n, int bits, uint32_t* packed) {
   if (n <= 0) return;
   const int groups = words_of(n);
@@ -139,14 +140,14 @@ SUBLIMATE_HD __mmask16 outcome(Vec x, const float* node, __m512i path) {
   return _mm512_cmp_ps_mask(x.lanes, border, _CMP_NLE_UQ);
 }
 
-// Codes of 32 elements by the decision tree, packed; depth is a compile-time constant. With `ordered`
-// the outcomes, first level to last, are the code's bits, highest to lowest: no leaves are read.
+// Codes of 32 elements by the decision tree, packed; depth is a compile-time constant. With
+// `ordered` the outcomes, first level to last, are the code's bits, highest to lowest: no leaves
+// are read.
 template <int depth, bool ordered>
 SUBLIMATE_HD void search32(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
   __m512i code[2];
   for (int half = 0; half < 2; ++half) {
-    __mmask16 above =
-        _mm512_cmp_ps_mask(x[half].lanes, _mm512_set1_ps(t.node[0][0]), _CMP_NLE_UQ);
+    __mmask16 above = _mm512_cmp_ps_mask(x[half].lanes, _mm512_set1_ps(t.node[0][0]), _CMP_NLE_UQ);
     if (ordered) store_mask(word + depth - 1, half, above);
     __m512i path = _mm512_maskz_set1_epi32(above, 1);
     for (int level = 1; level < depth; ++level) {
@@ -158,9 +159,9 @@ SUBLIMATE_HD void search32(const Vec* x, const Tables<float>& t, int bits, uint3
     }
     if (!ordered) {
       const __m512i low = _mm512_loadu_si512(t.leaf);
-      code[half] = depth < 5 ? _mm512_permutexvar_epi32(path, low)
-                             : _mm512_permutex2var_epi32(low, path,
-                                                         _mm512_loadu_si512(t.leaf + 16));
+      code[half] = depth < 5
+                       ? _mm512_permutexvar_epi32(path, low)
+                       : _mm512_permutex2var_epi32(low, path, _mm512_loadu_si512(t.leaf + 16));
     }
   }
   if (!ordered) pack32(code, bits, word);
@@ -169,12 +170,12 @@ SUBLIMATE_HD void search32(const Vec* x, const Tables<float>& t, int bits, uint3
 SUBLIMATE_HD void encode64(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
   for (int g = 0; g < 2; ++g, x += 2, word += bits) {
     switch (t.ordered ? -t.depth : t.depth) {
-#define SUBLIMATE_SEARCH(depth)                   \
-  case depth:                                     \
-    search32<depth, false>(x, t, bits, word);     \
-    break;                                        \
-  case -depth:                                    \
-    search32<depth, true>(x, t, bits, word);      \
+#define SUBLIMATE_SEARCH(depth)               \
+  case depth:                                 \
+    search32<depth, false>(x, t, bits, word); \
+    break;                                    \
+  case -depth:                                \
+    search32<depth, true>(x, t, bits, word);  \
     break;
       SUBLIMATE_SEARCH(1)
       SUBLIMATE_SEARCH(2)
@@ -249,7 +250,8 @@ void encode_stochastic_block(const A* v, int n, int64_t first, int64_t seed,
   pack_block(code, n, bits, packed);
 }
 
-// ---------------------------------------------------------------------------------- words -> levels
+// ---------------------------------------------------------------------------------- words ->
+// levels
 
 #if defined(__AVX512F__)
 // Codes of 32 elements into two vectors, from zero: a word of a plane is two lane masks.
@@ -285,7 +287,8 @@ void decode_block(const uint32_t* packed, int n, int bits, const Levels<A>& leve
   }
 }
 
-// ------------------------------------------------------------------------------------------ visitors
+// ------------------------------------------------------------------------------------------
+// visitors
 
 template <class A>
 struct ValueBlock {
@@ -367,7 +370,8 @@ inline void clear_lanes(uint32_t* word, int n, int bits) {
 }
 #endif
 
-// ------------------------------------------------------------------------------------------- kernels
+// -------------------------------------------------------------------------------------------
+// kernels
 
 template <class T>
 struct ForwardLoop {
@@ -479,7 +483,7 @@ int forward_as(const Forward& k) {
   const bool stochastic = k.bits > 0 && k.seed != nullptr;
   const bool exact = k.bits > 0 && is_exact(Fn(k.fn));
   const bool coded = k.bits > 0 && !stochastic && !exact;
-  const Tables<A> table = coded ? read_tables<T, A>(k.table) : Tables<A>{};
+  const Tables<A> table = coded ? read_tables<T, A>(k.table, k.bits) : Tables<A>{};
   const Levels<A> levels = stochastic ? read_levels<A>(k.levels, k.bits) : Levels<A>{};
   const ForwardLoop<T> loop{k,
                             table,
@@ -548,7 +552,7 @@ int gated_forward_as(const GatedForward& k) {
   // Codes of up are found on the fp32 quotient, so their borders are not rounded to T.
   Tables<A> table{};
   if (k.bits > 0) {
-    table = k.scale ? read_tables<A, A>(k.table) : read_tables<T, A>(k.table);
+    table = k.scale ? read_tables<A, A>(k.table, k.bits) : read_tables<T, A>(k.table, k.bits);
   }
   const T* gate = static_cast<const T*>(k.gate);
   const T* up = static_cast<const T*>(k.up);

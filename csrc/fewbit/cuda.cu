@@ -1,9 +1,9 @@
 // Few-bit activations on CUDA.
 //
 // A thread owns 8 consecutive elements: one 16-byte load of half precision (two of fp32), and one
-// whole byte of each bit plane, so that packing needs no communication between lanes; a warp's bytes
-// are one contiguous run. Tables sit in shared memory, at most one entry per bank for up to 5 search
-// steps. The function id is uniform, so its switch costs one branch per 8 elements.
+// whole byte of each bit plane, so that packing needs no communication between lanes; a warp's
+// bytes are one contiguous run. Tables sit in shared memory, at most one entry per bank for up to 5
+// search steps. The function id is uniform, so its switch costs one branch per 8 elements.
 
 #include <cuda_runtime.h>
 
@@ -22,17 +22,17 @@ namespace sublimate::fewbit::cuda {
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int EACH = 8;                   // elements of a thread: one byte of a bit plane
-constexpr int CHUNKS = GROUP / EACH;      // threads per group of 32
-constexpr int TREE = MAX_BORDERS + 1;     // padded size of the search table
-constexpr int WAVES = 32;                 // blocks per multiprocessor: 8 resident, 4 waves of them
+constexpr int EACH = 8;                // elements of a thread: one byte of a bit plane
+constexpr int CHUNKS = GROUP / EACH;   // threads per group of 32
+constexpr int TREE = MAX_BORDERS + 1;  // padded size of the search table
+constexpr int WAVES = 32;              // blocks per multiprocessor: 8 resident, 4 waves of them
 
 template <class A>
 struct Tables {
-  A border[TREE];       // ascending, padded with +inf
+  A border[TREE];  // ascending, padded with +inf
   A level[MAX_LEVELS];
   A value[MAX_LEVELS];
-  uint8_t code[TREE];   // padded with the last code
+  uint8_t code[TREE];  // padded with the last code
 };
 
 // Steps of a branch-free binary search over `count` borders.
@@ -264,8 +264,8 @@ __device__ inline void load_scale(const float* scale, int64_t inner, int64_t i, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) gated_forward_kernel(GatedForward f, int steps,
-                                                                bool aligned) {
+__global__ void __launch_bounds__(THREADS)
+    gated_forward_kernel(GatedForward f, int steps, bool aligned) {
   using A = arith_t<T>;
   __shared__ Tables<A> table;
   if (f.bits > 0) {

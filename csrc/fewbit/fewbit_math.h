@@ -10,11 +10,12 @@
 namespace sublimate::fewbit {
 
 // Ids are positions in reference.FUNCTIONS. (name, exact)
-#define SUBLIMATE_FEWBIT_FUNCTIONS(X)                                                       \
-  X(gelu, 0) X(gelu_tanh, 0) X(silu, 0) X(sigmoid, 0) X(tanh, 0) X(elu, 0) X(celu, 0)       \
-  X(selu, 0) X(softplus, 0) X(mish, 0) X(hardswish, 0) X(logsigmoid, 0) X(softsign, 0)      \
-  X(tanhshrink, 0) X(relu, 1) X(relu6, 1) X(leaky_relu, 1) X(threshold, 1) X(hardtanh, 1)   \
-  X(hardsigmoid, 1) X(hardshrink, 1) X(softshrink, 1)
+#define SUBLIMATE_FEWBIT_FUNCTIONS(X)                                                              \
+  X(gelu, 0)                                                                                       \
+  X(gelu_tanh, 0) X(silu, 0) X(sigmoid, 0) X(tanh, 0) X(elu, 0) X(celu, 0) X(selu, 0)              \
+      X(softplus, 0) X(mish, 0) X(hardswish, 0) X(logsigmoid, 0) X(softsign, 0) X(tanhshrink, 0)   \
+          X(relu, 1) X(relu6, 1) X(leaky_relu, 1) X(threshold, 1) X(hardtanh, 1) X(hardsigmoid, 1) \
+              X(hardshrink, 1) X(softshrink, 1)
 
 enum class Fn : int {
 #define SUBLIMATE_X(name, exact) name,
@@ -158,8 +159,8 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   return x;  // Fn::given
 }
 
-// Parameter a as torch compares it with elements of type T: lambda rounded to T in both functions of
-// hardshrink and in the gradient of softshrink; everything else compares in the arithmetic type.
+// Parameter a as torch compares it with elements of type T: lambda rounded to T in both functions
+// of hardshrink and in the gradient of softshrink; everything else compares in the arithmetic type.
 template <class T, class A>
 SUBLIMATE_HD A value_parameter(int fn, A a) {
   return Fn(fn) == Fn::hardshrink ? round_to<T>(a) : a;
@@ -185,13 +186,14 @@ SUBLIMATE_HD auto exact_bit(A x, A a, A b) {
 }
 
 // Calls visitor.template run<F>() for the run-time id; F is a compile-time constant inside, so the
-// branch is taken once per block of elements and not once per element. False if there is no such id.
+// branch is taken once per block of elements and not once per element. False if there is no such
+// id.
 template <class Visitor>
 SUBLIMATE_HD bool visit(int fn, Visitor&& visitor) {
   switch (Fn(fn)) {
-#define SUBLIMATE_X(name, exact)         \
-  case Fn::name:                         \
-    visitor.template run<Fn::name>();    \
+#define SUBLIMATE_X(name, exact)      \
+  case Fn::name:                      \
+    visitor.template run<Fn::name>(); \
     return true;
     SUBLIMATE_FEWBIT_FUNCTIONS(SUBLIMATE_X)
 #undef SUBLIMATE_X

@@ -24,12 +24,12 @@ struct Borders {
 };
 
 struct Forward {
-  int dtype;        // DType of x and y
-  int fn;           // Fn
-  double a, b;      // parameters of fn
-  const void* x;    // (n,)
-  void* y;          // (n,) or null: codes only
-  uint32_t* packed; // or null with bits == 0: value only
+  int dtype;         // DType of x and y
+  int fn;            // Fn
+  double a, b;       // parameters of fn
+  const void* x;     // (n,)
+  void* y;           // (n,) or null: codes only
+  uint32_t* packed;  // or null with bits == 0: value only
   int64_t n;
   Borders table;
   const void* levels;   // (2^bits,) ascending; read in stochastic mode only
@@ -85,9 +85,7 @@ struct GatedBackward {
 
 // Every target refuses the same arguments before it reads anything.
 inline bool bad_bits(int bits, int lowest) { return bits < lowest || bits > MAX_BITS; }
-inline bool bad_table(const Borders& t) {
-  return t.count < 0 || t.count > MAX_BORDERS || !t.codes;
-}
+inline bool bad_table(const Borders& t) { return t.count < 0 || t.count > MAX_BORDERS || !t.codes; }
 inline bool gated_function(int fn) {
   return Fn(fn) == Fn::gelu || Fn(fn) == Fn::gelu_tanh || Fn(fn) == Fn::silu;
 }
@@ -99,9 +97,7 @@ inline int check(const Forward& k) {
   if (k.bits > 0 && !k.seed && !exact && bad_table(k.table)) return kBadArgument;
   return kOk;
 }
-inline int check(const Backward& k) {
-  return bad_bits(k.bits, 1) || k.n < 0 ? kBadArgument : kOk;
-}
+inline int check(const Backward& k) { return bad_bits(k.bits, 1) || k.n < 0 ? kBadArgument : kOk; }
 inline int check(const GatedForward& k) {
   if (bad_bits(k.bits, 0) || !gated_function(k.fn) || k.n < 0) return kBadArgument;
   if (k.bits > 0 && bad_table(k.table)) return kBadArgument;
@@ -116,24 +112,24 @@ inline int check(const GatedBackward& k) {
 }  // namespace sublimate::fewbit
 
 // Calls kernel<T>(k) for the element type of k, after the checks.
-#define SUBLIMATE_FEWBIT_RUN(kernel, k)                    \
-  if (const int status = check(k)) return status;          \
-  switch (DType((k).dtype)) {                              \
-    case DType::f32:                                       \
-      return kernel<float>(k);                             \
-    case DType::f16:                                       \
-      return kernel<half_t>(k);                            \
-    case DType::bf16:                                      \
-      return kernel<bfloat_t>(k);                          \
-    case DType::f64:                                       \
-      return kernel<double>(k);                            \
-  }                                                        \
+#define SUBLIMATE_FEWBIT_RUN(kernel, k)           \
+  if (const int status = check(k)) return status; \
+  switch (DType((k).dtype)) {                     \
+    case DType::f32:                              \
+      return kernel<float>(k);                    \
+    case DType::f16:                              \
+      return kernel<half_t>(k);                   \
+    case DType::bf16:                             \
+      return kernel<bfloat_t>(k);                 \
+    case DType::f64:                              \
+      return kernel<double>(k);                   \
+  }                                               \
   return kBadDtype
 
-#define SUBLIMATE_DECLARE_FEWBIT(target)                         \
-  namespace sublimate::fewbit::target {                          \
-  int forward(const Forward&);                                   \
-  int backward(const Backward&);                                 \
-  int gated_forward(const GatedForward&);                        \
-  int gated_backward(const GatedBackward&);                      \
+#define SUBLIMATE_DECLARE_FEWBIT(target)    \
+  namespace sublimate::fewbit::target {     \
+  int forward(const Forward&);              \
+  int backward(const Backward&);            \
+  int gated_forward(const GatedForward&);   \
+  int gated_backward(const GatedBackward&); \
   }

@@ -1,8 +1,8 @@
 """Which implementation runs: one record per (family, backend), and how a name is chosen.
 
 Precedence: ``backend=`` argument, ``with use_backend(...)``, ``set_backend``, the environment
-variable ``SUBLIMATE_BACKEND`` (read at import), else "auto". A backend that was named and cannot run
-raises with every reason; "auto" falls through and says why at DEBUG level, once per case.
+variable ``SUBLIMATE_BACKEND`` (read at import), else "auto". A backend that was named and cannot
+run raises with every reason; "auto" falls through and says why at DEBUG level, once per case.
 
 The setting is one module attribute per process, not a ContextVar: torch.compile guards an attribute
 and recompiles when it changes, and cannot trace a ContextVar. It is read in the public functions
@@ -123,7 +123,7 @@ def reasons(family: str, name: str, device: str, dtype: torch.dtype) -> list[str
     return found + record.supports(device, dtype)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choose(family: str, requested: str, device: str, dtype: torch.dtype) -> str:
     if requested == "auto":
         for name in AUTO.get(device, ("reference",)):

@@ -48,7 +48,7 @@ def describe(value: Any) -> str:
 
 
 def replace(model: nn.Module, make: Callable[[str, Any], nn.Module | None]) -> list[Replacement]:
-    """Replaces children and function-valued attributes for which ``make(name, old)`` returns a module.
+    """Replaces children and functions held as attributes where ``make(name, old)`` gives a module.
 
     A child that several parents share is replaced by one shared module. The model itself is never
     replaced (there is no parent to hold the new one).
@@ -59,7 +59,9 @@ def replace(model: nn.Module, make: Callable[[str, Any], nn.Module | None]) -> l
         if hasattr(parent, _ORIGINAL):
             continue
         places = [(k, v) for k, v in parent._modules.items() if v is not None]
-        places += [(k, v) for k, v in vars(parent).items() if callable(v) and hasattr(v, "__name__")]
+        places += [
+            (k, v) for k, v in vars(parent).items() if callable(v) and hasattr(v, "__name__")
+        ]
         for attribute, old in places:
             name = f"{prefix}.{attribute}" if prefix else attribute
             if hasattr(old, _ORIGINAL):

@@ -117,7 +117,7 @@ def library(backend: str) -> Library:
     return CPU if backend == "cpu" else CUDA
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _driver_reason() -> str | None:
     if not torch.backends.cuda.is_built():
         return "this torch build has no CUDA support"
@@ -158,7 +158,7 @@ def _guard(
 
 
 def dense(t: Tensor) -> bool:
-    """Whether t covers its memory exactly once: strides are those of a permuted contiguous tensor."""
+    """Whether t covers its memory exactly once: strides of a permuted contiguous tensor."""
     expected = 1
     for stride, size in sorted(
         (stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1
@@ -181,7 +181,9 @@ def _same_layout(op: str, first: Tensor, *others: tuple[str, Tensor | None]) -> 
             raise NativeError(f"{op}: {argument} has shape {t.shape}, expected {first.shape}")
         pairs = zip(t.stride(), first.stride(), first.shape, strict=True)
         if t.numel() > 0 and any(s != r for s, r, size in pairs if size > 1):
-            raise NativeError(f"{op}: {argument} has strides {t.stride()}, expected {first.stride()}")
+            raise NativeError(
+                f"{op}: {argument} has strides {t.stride()}, expected {first.stride()}"
+            )
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -234,9 +236,7 @@ def fewbit_fwd(
     ps = _guard(op, "seed", seed, lib.device, (torch.int64,), 1)
     if bits and packed is None:
         raise NativeError(f"{op}: bits={bits} but no packed tensor")
-    lib.call(
-        op, x, DTYPES[x.dtype], fn, a, b, px, py, pp if bits else 0, n, *table, pl, bits, ps
-    )
+    lib.call(op, x, DTYPES[x.dtype], fn, a, b, px, py, pp if bits else 0, n, *table, pl, bits, ps)
 
 
 def fewbit_bwd(

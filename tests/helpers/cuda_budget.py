@@ -35,7 +35,7 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class Use:
-    """One kernel on one architecture: per thread registers and spilled bytes, static shared bytes."""
+    """One kernel on one architecture: registers and spilled bytes per thread, shared bytes."""
 
     registers: int
     spilled: int
@@ -132,9 +132,13 @@ def breaches(uses: Uses, budget: Mapping[str, object], with_release: str) -> lis
                     continue
                 use, allowed = uses[name][arch], kernels[name][arch]
                 if use.registers > allowed["registers"] + slack:
-                    found.append(f"{name} {arch}: {use.registers} registers, {allowed['registers']} budgeted")
+                    found.append(
+                        f"{name} {arch}: {use.registers} registers, {allowed['registers']} budgeted"
+                    )
                 if use.shared > allowed["shared"]:
-                    found.append(f"{name} {arch}: {use.shared} B shared, {allowed['shared']} budgeted")
+                    found.append(
+                        f"{name} {arch}: {use.shared} B shared, {allowed['shared']} budgeted"
+                    )
     for name, by_arch in uses.items():
         found += [f"{name} {a}: spills {u.spilled} bytes" for a, u in by_arch.items() if u.spilled]
     return found
@@ -148,7 +152,10 @@ def write() -> None:
     if spilling:
         sys.exit(f"a budget holds no spills: {', '.join(spilling)}")
     kernels = {
-        name: {arch: {k: v for k, v in asdict(use).items() if k != "spilled"} for arch, use in archs.items()}
+        name: {
+            arch: {k: v for k, v in asdict(use).items() if k != "spilled"}
+            for arch, use in archs.items()
+        }
         for name, archs in sorted(uses.items())
     }
     # One line per kernel and architecture, so that a difference reads well.

@@ -43,7 +43,7 @@ EAGER: dict[str, Callable[..., Tensor]] = {
 SMOOTH = tuple(EAGER)[:14]
 EXACT = tuple(EAGER)[14:]
 
-#: Of the form x (1 + t) with t near -1, or x - tanh(x): an error in the last place of x, in torch too.
+#: Of the form x (1 + t) with t near -1, or x - tanh(x): an error in x's last place, in torch too.
 CANCELLING = ("gelu", "gelu_tanh", "tanhshrink")
 
 #: (name, parameters): every function at its defaults, and those with parameters at others.
@@ -90,7 +90,7 @@ def full_params(name: str, params: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def truth_of(name: str, params: tuple[float, ...], x: Tensor) -> Tensor:
-    """f in float64. A jump stands where torch's stands: lambda in x's dtype, a threshold in fp32."""
+    """f in float64. Jumps stand where torch's do: lambda in x's dtype, a threshold in fp32."""
     jump = {"hardshrink": x.dtype, "threshold": R.accumulator(x.dtype)}.get(name, torch.float64)
     params = tuple(torch.tensor(p, dtype=jump).item() for p in full_params(name, params))
     return R.FUNCTIONS[name].forward(x.double(), *params)

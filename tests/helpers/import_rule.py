@@ -94,7 +94,9 @@ def _family_violations(family: str, edges: Mapping[str, set[str]]) -> Iterator[s
         for there, path in reached.items():
             if there == f"{home}.__init__" or there == f"{PACKAGE}.__init__":
                 yield f"{path}: a package is not imported from inside"
-            if any(_below(there, f"{PACKAGE}.{o}") or _below(there, f"{KERNELS}.{o}") for o in others):
+            if any(
+                _below(there, f"{PACKAGE}.{o}") or _below(there, f"{KERNELS}.{o}") for o in others
+            ):
                 yield f"{path}: families do not import one another"
             if there != name and name in _reached(there, edges):
                 yield f"{path}: imports go round in a circle"
@@ -107,7 +109,9 @@ def _family_violations(family: str, edges: Mapping[str, set[str]]) -> Iterator[s
                 yield f"{name} imports {there}: only ops does"
             if role == "reference":
                 top = there.partition(".")[0]
-                if top not in sys.stdlib_module_names and not any(_below(there, a) for a in REFERENCE):
+                if top not in sys.stdlib_module_names and not any(
+                    _below(there, a) for a in REFERENCE
+                ):
                     yield f"{name} imports {there}: reference.py imports torch alone"
 
 

@@ -1,6 +1,7 @@
 """Run by test_isa.py under SUBLIMATE_CPU_ISA: results of every CPU kernel, saved to a file.
 
-Usage: python -m helpers.isa_worker OUTPUT. The file holds {"isa": level in use, "results": {key: tensor}}.
+Usage: python -m helpers.isa_worker OUTPUT. The file holds
+{"isa": level in use, "results": {key: tensor}}.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def results() -> dict[tuple, torch.Tensor]:
         borders, codes, levels = odd_tables(3, 7, dtype)
         values = levels.flip(0).contiguous()
         for keep in ("up", "gate"):
-            y, packed, scale = ops.fewbit_gated_fwd(gate, up, borders, codes, "gelu", 3, keep, "cpu")
+            y, packed, scale = ops.fewbit_gated_fwd(
+                gate, up, borders, codes, "gelu", 3, keep, "cpu"
+            )
             kept = up if keep == "up" else gate
             dgate, dup = ops.fewbit_gated_bwd(
                 dy, kept, packed, scale, levels, values, "gelu", 3, keep, True, True, "cpu"

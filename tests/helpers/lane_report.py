@@ -28,7 +28,9 @@ def no_gpu() -> str | None:
 
 
 def no_nvcc() -> str | None:
-    return None if native_build.nvcc() else "no nvcc on PATH or under CUDA_HOME (CUDA toolkit 12.4+)"
+    return (
+        None if native_build.nvcc() else "no nvcc on PATH or under CUDA_HOME (CUDA toolkit 12.4+)"
+    )
 
 
 def no_triton() -> str | None:
@@ -121,7 +123,9 @@ def lines(stats: dict[str, list[Any]]) -> list[str]:
     counts = {name: Count() for name in NAMES}
     for kind in ("passed", "failed", "error", "skipped"):
         for report in stats.get(kind, ()):
-            names = [value for key, value in getattr(report, "user_properties", ()) if key == PROPERTY]
+            names = [
+                value for key, value in getattr(report, "user_properties", ()) if key == PROPERTY
+            ]
             if not isinstance(report, pytest.TestReport):  # a whole file, skipped or broken
                 names = of_path(report.nodeid)
             for name in names:

@@ -49,7 +49,7 @@ def lane_id(value: Lane) -> str:
 
 @contextmanager
 def counted_calls(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts kernel calls by backend name while it is active: native modules and Triton wrappers."""
+    """Counts kernel calls by backend while it is active: native modules and Triton wrappers."""
     counts: Counter[str] = Counter()
     call = _native.Library.call
 

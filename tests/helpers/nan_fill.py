@@ -1,9 +1,9 @@
 """Makes uninitialised memory visible: torch's allocators fill what they return with NaN.
 
 Floating results are NaN, integers their type's largest value, booleans True, so a kernel that does
-not write all of its output, or reads what it has not written, is wrong every time and not only when
-the allocator hands out an unlucky page. torch's own switch (``fill_uninitialized_memory``) acts only
-under deterministic algorithms, which also changes which algorithms run; this changes nothing else.
+not write all of its output, or reads what it has not written, is wrong every time and not only
+when the allocator hands out an unlucky page. torch's own switch (``fill_uninitialized_memory``)
+acts only under deterministic algorithms, and so changes which algorithms run; this does not.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class BuildFailed(RuntimeError):
-    """A command ended badly; the message ends with the last of what it printed, ``output`` is all."""
+    """A command ended badly; the message has the end of what it printed, ``output`` all."""
 
     def __init__(self, command: list[str], code: int, output: str) -> None:
         super().__init__(f"{' '.join(command)}\nended with {code}:\n{output[-6000:]}")
@@ -96,7 +96,7 @@ def build(folder: Path, target: str, *, clean: bool = False) -> str:
 
 
 def emulated_module(name: str = "emulated", *options: str) -> Path:
-    """The CUDA sources as a host module; ``options`` such as -DSUBLIMATE_SANITIZE=address,undefined.
+    """The CUDA sources as a host module; ``options`` as in -DSUBLIMATE_SANITIZE=address.
 
     Each set of options needs a ``name`` of its own.
     """

@@ -1,4 +1,4 @@
-"""The acceptance rule for a kernel's results: held to float64, with same-dtype eager as the measure.
+"""The acceptance rule for a kernel's results: held to float64, same-dtype eager the measure.
 
 A result passes if
 
@@ -60,7 +60,11 @@ def assert_parity(
     assert result.dtype == eager.dtype, f"{what}: {result.dtype}, eager gives {eager.dtype}"
     dtype = result.dtype
     r, t, e = (v.detach().cpu().double().reshape(-1) for v in (result, truth, eager))
-    size = t.abs() if scale is None else t.abs().maximum(scale.detach().cpu().double().abs().reshape(-1))
+    size = (
+        t.abs()
+        if scale is None
+        else t.abs().maximum(scale.detach().cpu().double().abs().reshape(-1))
+    )
     if t.numel() == 0:
         return
     rounded = t.to(dtype).double()

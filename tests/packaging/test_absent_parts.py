@@ -51,7 +51,11 @@ def room(pure: Path, tmp_path: Path) -> Room:
 def test_missing(room: Room) -> None:
     answer = room.ask(USE)
     assert answer["finite"]
-    for text in (answer["errors"]["cpu"], answer["errors"]["load"], answer["info"]["cpu"]["reason"]):
+    for text in (
+        answer["errors"]["cpu"],
+        answer["errors"]["load"],
+        answer["info"]["cpu"]["reason"],
+    ):
         assert "sublimate._C was not built" in text and "pip install" in text
     assert "SUBLIMATE_BUILD_CUDA=1" in answer["errors"]["cuda"]
     assert "Would work: reference" in answer["errors"]["cpu"]
@@ -87,7 +91,11 @@ def test_broken(room: Room, plant) -> None:
     said = plant(room.packages / "sublimate")
     answer = room.ask(USE)
     assert answer["finite"]
-    for text in (answer["errors"]["cpu"], answer["errors"]["load"], answer["info"]["cpu"]["reason"]):
+    for text in (
+        answer["errors"]["cpu"],
+        answer["errors"]["load"],
+        answer["info"]["cpu"]["reason"],
+    ):
         assert said in text and "sublimate._C" in text
     assert answer["info"]["cpu"]["kernels"] is None
 

@@ -93,14 +93,15 @@ def test_module_without_a_driver(built, monkeypatch):
 
 # ---------------------------------------------------------------------- the checker itself
 
-LOG = """
+NAME = "_ZN9sublimate6fewbit4cuda12_GLOBAL__N_11fIdEEvPd"
+LOG = f"""
 ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN9sublimate6fewbit4cuda12_GLOBAL__N_11fIdEEvPd' for 'sm_80'
-ptxas info    : Function properties for _ZN9sublimate6fewbit4cuda12_GLOBAL__N_11fIdEEvPd
+ptxas info    : Compiling entry function '{NAME}' for 'sm_80'
+ptxas info    : Function properties for {NAME}
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers, 256 bytes smem, 400 bytes cmem[0]
-ptxas info    : Compiling entry function '_ZN9sublimate6fewbit4cuda12_GLOBAL__N_11fIdEEvPd' for 'sm_90'
-ptxas info    : Function properties for _ZN9sublimate6fewbit4cuda12_GLOBAL__N_11fIdEEvPd
+ptxas info    : Compiling entry function '{NAME}' for 'sm_90'
+ptxas info    : Function properties for {NAME}
     48 bytes stack frame, 16 bytes spill stores, 32 bytes spill loads
 ptxas info    : Used 255 registers, used 0 barriers, 48 bytes cumulative stack size
 """

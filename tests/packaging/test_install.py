@@ -166,6 +166,19 @@ def test_without_native_part(tmp_path: Path) -> None:
     check(room.ask(WHOLE), room.packages, native=False)
 
 
+def test_nothing_is_left_of_an_earlier_build(
+    room: Room, tree: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """A wheel without the native part, from a tree where one with it was built before."""
+    assert list(tree.glob("build/lib*/sublimate/_C*.so")), "the build no longer leaves a trace"
+    stale = next(tree.glob("build/lib*/sublimate")) / "deleted_since.py"
+    stale.write_text("")
+    pure = room.wheel(tree, tmp_path / "wheel", SUBLIMATE_SKIP_NATIVE="1")
+    names = contents(pure)
+    check_contents(names, native=False)
+    assert "sublimate/deleted_since.py" not in names
+
+
 def test_checkout_without_link(tmp_path: Path) -> None:
     """Where a checkout turned the link into a text file, a wheel still has the Triton kernels."""
     tree = copy_tree(tmp_path / "tree")

@@ -1,4 +1,4 @@
-"""Small calls of every CUDA kernel, checked against the reference: a script to run under sanitizers.
+"""Small calls of every CUDA kernel against the reference: a script to run under sanitizers.
 
     python cases.py --emulated FILE     the host module, under ASan + UBSan or the race detector
     compute-sanitizer python cases.py   the real kernels, on a GPU
@@ -50,7 +50,9 @@ def compare(call: Call, leaves: list[Tensor], what: str) -> None:
         results.append([y.detach(), *grads])
     for mine, truth in zip(*results, strict=True):
         tolerance = TOLERANCE[mine.dtype]
-        torch.testing.assert_close(mine, truth, rtol=tolerance, atol=tolerance, msg=lambda m: f"{what}: {m}")
+        torch.testing.assert_close(
+            mine, truth, rtol=tolerance, atol=tolerance, msg=lambda m: f"{what}: {m}"
+        )
 
 
 def cases(device: str) -> Iterator[tuple[str, Call, list[Tensor]]]:

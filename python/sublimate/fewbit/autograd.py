@@ -86,8 +86,8 @@ class FewBitGiven(torch.autograd.Function):
         y = f(x)
         if y.shape != x.shape or y.dtype != x.dtype:
             raise ValueError(
-                f"fn: expected an elementwise function keeping shape {tuple(x.shape)} and {x.dtype}, "
-                f"got {tuple(y.shape)} and {y.dtype}"
+                f"fn: expected an elementwise function keeping shape {tuple(x.shape)} and "
+                f"{x.dtype}, got {tuple(y.shape)} and {y.dtype}"
             )
         coded = x if seed is None else _in_layout_of(x, derivative(x.to(accumulator(x.dtype))))
         return y, ops.fewbit_encode(coded, borders, codes, levels, seed, bits, backend)

@@ -302,6 +302,7 @@ def _default(name: str, bits: int, params: tuple[float, ...], mode: str) -> Code
 def _cheaper(by_value: Codebook, by_interval: Codebook) -> bool:
     """Whether intervals do nearly as well with fewer borders."""
     fewer = len(by_interval.borders) < len(by_value.borders)
+    assert by_interval.mse is not None and by_value.mse is not None, "a fit measures itself"
     return fewer and by_interval.mse <= 1.01 * by_value.mse
 
 

@@ -96,7 +96,7 @@ def _names_called(code: types.CodeType) -> set[str]:
 
 
 def _functional_calls(model: nn.Module) -> list[tuple[str, str]]:
-    """Activations named in the code of forward methods: found by reading bytecode, not by running."""
+    """Activations named in the code of forward methods: found in the bytecode, not by running."""
     found = []
     for name, module in model.named_modules():
         home = type(module).__module__
@@ -188,9 +188,9 @@ def convert(
 ) -> _convert.Report:
     """Replaces activation modules by few-bit ones, in place.
 
-    Replaced: torch.nn's activations this family has, those of the transformers library, and functions
-    held as attributes (torch.nn.TransformerEncoderLayer). Activations called inside a forward method
-    cannot be replaced from outside; the report names them.
+    Replaced: torch.nn's activations this family has, those of the transformers library, and
+    functions held as attributes (torch.nn.TransformerEncoderLayer). Activations called inside a
+    forward method cannot be replaced from outside; the report names them.
 
     Args:
         model: any module; the model itself is not replaced, its descendants are.
@@ -207,7 +207,9 @@ def convert(
     if not isinstance(model, nn.Module):
         raise _checks.fail_type("model", "a torch.nn.Module", model)
     _checks.integer_between("bits", bits, 1, 4)
-    if calibrate is not None and (isinstance(calibrate, Tensor) or not hasattr(calibrate, "__iter__")):
+    if calibrate is not None and (
+        isinstance(calibrate, Tensor) or not hasattr(calibrate, "__iter__")
+    ):
         raise _checks.fail_type("calibrate", "an iterable of batches", calibrate)
 
     def make(name: str, old: Any) -> nn.Module | None:
@@ -220,7 +222,9 @@ def convert(
 
     report = _convert.Report(_convert.replace(model, make))
     if _maker(model) is not None:
-        report.skipped.append(("", "the model itself is an activation; replace it where it is held"))
+        report.skipped.append(
+            ("", "the model itself is an activation; replace it where it is held")
+        )
     report.skipped += _functional_calls(model)
     if calibrate is not None:
         try:

@@ -1,8 +1,9 @@
 """Few-bit activations: y = f(x) as torch computes it, dx = q(x) dy with q a 2**bits-level f'.
 
-Kept for backward: ``bits`` bits per element, and nothing else of the input's size. Source: Novikov et
-al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory Footprint Reduction",
-ICML 2023. The mathematics, the packed format and the error tables are in this folder's README.
+Kept for backward: ``bits`` bits per element, and nothing else of the input's size. Source: Novikov
+et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory Footprint
+Reduction", ICML 2023. The mathematics, the packed format and the error tables are in this folder's
+README.
 
 Shared by every function here:
 
@@ -11,20 +12,20 @@ Args:
     bits: 1 to 4, the code's width.
     codebook: a ``Codebook`` with those bits; None takes the one optimal for x ~ N(0, 1).
     stochastic: code f'(x) by unbiased stochastic rounding, so that the expected gradient is exact.
-    seed: int in [0, 2**63) or 0-dim int64 tensor on x's device; the codes are a pure function of it.
-        None draws one from torch's generator of x's device.
+    seed: int in [0, 2**63) or 0-dim int64 tensor on x's device; the codes are a pure function of
+        it. None draws one from torch's generator of x's device.
     backend: "auto", "reference", "cpu", "triton" or "cuda"; None takes the process-wide setting.
 
 Returns:
-    f(x), of x's shape, dtype and memory layout. Its gradient is ``levels[code] * dy``, multiplied in
-    fp32 (fp64 for fp64) and rounded once.
+    f(x), of x's shape, dtype and memory layout. Its gradient is ``levels[code] * dy``, multiplied
+    in fp32 (fp64 for fp64) and rounded once.
 
 Raises:
     TypeError, ValueError: a bad argument; raised before anything runs.
     BackendUnavailable: the named backend cannot run this call.
 
-O(n) time; memory n * bits / 8 bytes until backward, none under ``torch.no_grad``. Second derivatives
-are refused, and vmap is supported by the reference backend only.
+O(n) time; memory n * bits / 8 bytes until backward, none under ``torch.no_grad``. Second
+derivatives are refused, and vmap is supported by the reference backend only.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _exact_tables(
     return _cached_exact_tables(name, params, device, acc)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cached_exact_tables(
     name: str, params: tuple[float, ...], device: torch.device, acc: torch.dtype
 ) -> Tables:
@@ -374,8 +375,8 @@ def activation(
 
     Args:
         codebook: from ``fit_codebook``, 1 to 4 bits.
-        fn: differentiable elementwise callable keeping shape and dtype; needed when the codebook was
-            loaded from a dict and so has lost its callable.
+        fn: differentiable elementwise callable keeping shape and dtype; needed when the codebook
+            was loaded from a dict and so has lost its callable.
 
     The rest as in the module's docstring.
     """
@@ -383,7 +384,11 @@ def activation(
         raise _checks.fail_type("codebook", "a sublimate.fewbit.Codebook", codebook)
     _check_common(x, codebook.bits, codebook, stochastic, seed)
     if fn is None and codebook.builtin:
-        name, params, exact = codebook.name, codebook.params, reference.FUNCTIONS[codebook.name].exact
+        name, params, exact = (
+            codebook.name,
+            codebook.params,
+            reference.FUNCTIONS[codebook.name].exact,
+        )
         given = None if exact else codebook
         return _call(name, x, params, codebook.bits, given, stochastic, seed, backend)
     f = codebook.fn if fn is None else fn

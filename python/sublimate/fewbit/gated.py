@@ -35,9 +35,7 @@ def _cached_normal_tables(bits: int, device: torch.device, acc: torch.dtype) -> 
     return borders, codes, levels, levels.clone()  # Dynamo refuses one tensor in two arguments
 
 
-def gated_tables(
-    name: str, keep: str, bits: int, device: torch.device, acc: torch.dtype
-) -> Tables:
+def gated_tables(name: str, keep: str, bits: int, device: torch.device, acc: torch.dtype) -> Tables:
     """(borders, codes, levels, values) of the default code for a gated unit."""
     if keep == "up":
         return _gated_tables(name, bits, device, acc)
@@ -53,9 +51,7 @@ def apply_gated(
     borders, codes, levels, values = tables
     if not wants_gradient(gate, up):
         return ops.fewbit_gated_fwd(gate, up, borders, codes, name, 0, keep, backend)[0]
-    return FewBitGated.apply(
-        gate, up, borders, codes, levels, values, name, keep, bits, backend
-    )[0]
+    return FewBitGated.apply(gate, up, borders, codes, levels, values, name, keep, bits, backend)[0]
 
 
 def gated_unit(
@@ -115,8 +111,8 @@ def swiglu(
     Returns:
         silu(gate) * up, contiguous, computed in fp32 and rounded once.
 
-    Bytes kept per pair of 16-bit elements: 2 + bits / 8 (plus 4 per row with keep="gate"), against 6
-    for eager. Gradient errors: see this folder's README.
+    Bytes kept per pair of 16-bit elements: 2 + bits / 8 (plus 4 per row with keep="gate"), against
+    6 for eager. Gradient errors: see this folder's README.
 
     Raises:
         TypeError, ValueError, BackendUnavailable: as in the module's docstring.

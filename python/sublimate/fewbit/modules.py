@@ -87,16 +87,16 @@ class FewBitActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _checks.floating_tensor("x", x)
         if x.device != self.levels.device:
-            raise _checks.fail_value("x", f"a tensor on the module's {self.levels.device}", x.device)
+            raise _checks.fail_value(
+                "x", f"a tensor on the module's {self.levels.device}", x.device
+            )
         tables: tuple[Tensor, ...] = (self.borders, self.codes, self.levels)
         if x.dtype == torch.float64:
             tables = (self.borders.double(), self.codes, self.levels.double())
         chosen = _backends.resolve("fewbit", self.backend, x)
         draw = self.stochastic and torch.is_grad_enabled() and x.requires_grad
         seed = functional._seed_tensor(None, x) if draw else None
-        return functional.apply_tables(
-            self.name, x, self.params, tables, self.bits, seed, chosen
-        )
+        return functional.apply_tables(self.name, x, self.params, tables, self.bits, seed, chosen)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> FewBitActivation:
         before = {buffer: getattr(self, buffer) for buffer in _TABLE}
@@ -156,8 +156,8 @@ class GELU(FewBitActivation):
         self.approximate = approximate
 
 
-# `inplace` is taken for torch.nn's signature. It changes nothing: the input is not kept for backward
-# in any case, and these modules never overwrite it.
+# `inplace` is taken for torch.nn's signature. It changes nothing: the input is not kept for
+# backward in any case, and these modules never overwrite it.
 
 
 class SiLU(FewBitActivation):
@@ -288,9 +288,7 @@ class ReLU6(ExactActivation):
 class LeakyReLU(ExactActivation):
     """torch.nn.LeakyReLU keeping one bit per element."""
 
-    def __init__(
-        self, negative_slope: float = 0.01, inplace: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False, **options: Any) -> None:
         super().__init__(functional.leaky_relu, {"negative_slope": negative_slope}, **options)
 
 

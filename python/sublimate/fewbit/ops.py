@@ -1,8 +1,8 @@
 """Registered operators of the few-bit family: schema, fake, and one implementation per backend.
 
-``torch.ops.sublimate.fewbit_*`` are private and not differentiable; ``autograd.py`` gives them their
-gradients. Fake and real kernels allocate through the same ``_alloc_*`` functions, so their strides
-agree. The reference backend is plain PyTorch and is not an op.
+``torch.ops.sublimate.fewbit_*`` are private and not differentiable; ``autograd.py`` gives them
+their gradients. Fake and real kernels allocate through the same ``_alloc_*`` functions, so their
+strides agree. The reference backend is plain PyTorch and is not an op.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FUNCTION_IDS = {name: i for i, name in enumerate((*FUNCTIONS, "given"))}
 _library = torch.library.Library("sublimate", "FRAGMENT")
 
 _library.define(
-    "fewbit_fwd(Tensor x, Tensor borders, Tensor codes, Tensor levels, Tensor? seed, str fn, float a,"
-    " float b, int bits, str backend) -> (Tensor, Tensor)"
+    "fewbit_fwd(Tensor x, Tensor borders, Tensor codes, Tensor levels, Tensor? seed, str fn,"
+    " float a, float b, int bits, str backend) -> (Tensor, Tensor)"
 )
 _library.define(
     "fewbit_encode(Tensor x, Tensor borders, Tensor codes, Tensor levels, Tensor? seed, int bits,"

@@ -1,7 +1,8 @@
 """The truth for few-bit activations: plain PyTorch, written to be read.
 
-Everything here works on any device and in any floating dtype, and needs nothing but torch. The compiled
-backends are held to these functions; these are held to closed forms and to torch's own gradients.
+Everything here works on any device and in any floating dtype, and needs nothing but torch. The
+compiled backends are held to these functions; these are held to closed forms and to torch's own
+gradients.
 
 Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
 Footprint Reduction", ICML 2023. Layout of the packed codes: ``pack``.
@@ -160,9 +161,9 @@ def _exact(
 
 
 # Predicates are torch's own backward formulas, borders included. Where x is NaN, torch's vectorised
-# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does. In 16 bits,
-# torch's CPU kernels compare x with the threshold and the ends of hardtanh as they are, and with
-# lambda rounded to x's dtype (which is what ``x <= lambd`` does); so does every backend here.
+# and scalar paths differ; here NaN lets the gradient through where its CUDA formula does. In 16
+# bits, torch's CPU kernels compare x with the threshold and the ends of hardtanh as they are, and
+# with lambda rounded to x's dtype (which is what ``x <= lambd`` does); so does every backend here.
 _ALL = (
     Function("gelu", F.gelu, _d_gelu),
     Function("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), _d_gelu_tanh),
@@ -338,8 +339,9 @@ def unflatten(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
 
 
 NO_SECOND = (
-    "sublimate.fewbit: no second derivative. The gradient is a step function of the input, whose own "
-    "derivative is zero almost everywhere and is not f''; use torch's activation where f'' matters."
+    "sublimate.fewbit: no second derivative. The gradient is a step function of the input, whose "
+    "own derivative is zero almost everywhere and is not f''; use torch's activation where f'' "
+    "matters."
 )
 
 
@@ -493,7 +495,8 @@ def gated(
 
     keep="up": up is kept, gate coded; dgate = dy up levels[code], dup = dy values[code], where
     levels stand for f' and values for f on each interval. keep="gate": gate is kept, up / scale
-    coded with scale the row's RMS; dup = dy f(gate) is exact, dgate = dy f'(gate) levels[code] scale.
+    coded with scale the row's RMS; dup = dy f(gate) is exact, dgate = dy f'(gate) levels[code]
+    scale.
     """
     bits = (levels.numel() - 1).bit_length()
     acc = accumulator(gate.dtype)
