@@ -40,11 +40,11 @@ struct Tables {
   int depth;
   A node[DEPTH][16];
   uint32_t leaf[1 << DEPTH];
-  bool ordered;  // 2^bits intervals with codes 0, 1, 2 ...: the outcomes are the code's bits
+  bool ordered;  // 2^bits intervals with codes 0, 1, 2 ...: depth == bits, outcomes are the bits
 };
 
 template <class T, class A>
-Tables<A> read_tables(const Borders& table) {
+Tables<A> read_tables(const Borders& table, int bits) {
   Tables<A> t;
   t.count = table.count;
   t.first = table.codes[0];
@@ -52,7 +52,7 @@ Tables<A> read_tables(const Borders& table) {
     t.border[i] = round_to<T>(static_cast<const A*>(table.borders)[i]);
     t.flip[i] = table.codes[i] ^ table.codes[i + 1];
   }
-  t.ordered = ((table.count + 1) & table.count) == 0;
+  t.ordered = table.count + 1 == 1 << bits;
   for (int i = 0; i <= table.count; ++i) t.ordered = t.ordered && table.codes[i] == i;
   t.depth = 0;
   while ((1 << t.depth) <= table.count) ++t.depth;
@@ -483,7 +483,7 @@ int forward_as(const Forward& k) {
   const bool stochastic = k.bits > 0 && k.seed != nullptr;
   const bool exact = k.bits > 0 && is_exact(Fn(k.fn));
   const bool coded = k.bits > 0 && !stochastic && !exact;
-  const Tables<A> table = coded ? read_tables<T, A>(k.table) : Tables<A>{};
+  const Tables<A> table = coded ? read_tables<T, A>(k.table, k.bits) : Tables<A>{};
   const Levels<A> levels = stochastic ? read_levels<A>(k.levels, k.bits) : Levels<A>{};
   const ForwardLoop<T> loop{k,
                             table,
@@ -552,7 +552,7 @@ int gated_forward_as(const GatedForward& k) {
   // Codes of up are found on the fp32 quotient, so their borders are not rounded to T.
   Tables<A> table{};
   if (k.bits > 0) {
-    table = k.scale ? read_tables<A, A>(k.table) : read_tables<T, A>(k.table);
+    table = k.scale ? read_tables<A, A>(k.table, k.bits) : read_tables<T, A>(k.table, k.bits);
   }
   const T* gate = static_cast<const T*>(k.gate);
   const T* up = static_cast<const T*>(k.up);

@@ -292,7 +292,7 @@ def test_activation_of_a_callable_stochastic(lane, dtype):
     book = fewbit.fit_codebook(bump, 3, mode="stochastic")
     levels = book.tensors("cpu", dtype)[2]
     x, dy = samples(N, dtype, odd=False), upstream(N, dtype)
-    leaf = x.to(levels.dtype).requires_grad_()
+    leaf = x.to(levels.dtype).requires_grad_()  # 16-bit f' would be biased by its own rounding
     (d,) = torch.autograd.grad(bump(leaf).sum(), leaf)
     v = d.clamp(levels[0], levels[-1])
     for seed in (0, 99, 2**62 + 1):
@@ -310,19 +310,35 @@ def test_activation_of_a_callable_stochastic(lane, dtype):
             assert_same_bits(dx, exact_product(code, levels, dy))
 
 
+@pytest.mark.parametrize("stochastic", [False, True], ids=["deterministic", "stochastic"])
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "expanded"])
-def test_activation_of_a_callable_keeps_elements_apart(lane, layout):
-    """f may return another layout than x's; codes follow x's memory, the gradient its shape."""
-    book = fewbit.fit_codebook(bump, 3)
+def test_activation_of_a_callable_keeps_elements_apart(lane, layout, stochastic):
+    """f and f' may come in another layout than x; codes follow x's memory, the gradient its shape."""
+    mode = {"mode": "stochastic"} if stochastic else {}
+    book = fewbit.fit_codebook(bump, 3, **mode)
     x = lane.put(samples((2, 6, 5, 7), torch.float32, odd=False))
     x = {"transposed": x.transpose(1, 3), "channels_last": x.to(memory_format=torch.channels_last),
          "expanded": x[:, :1].expand(2, 6, 5, 7)}[layout]  # fmt: skip
     dy = lane.put(upstream(x.shape, torch.float32))
+    call = {"stochastic": True, "seed": 3} if stochastic else {}
+
+    def contiguous_bump(t):
+        return bump(t.contiguous() + 0)
+
     _, dx = gradient(
-        lambda t: fewbit.activation(t, book, fn=lambda s: bump(s).contiguous(), backend=lane.backend), x, dy
+        lambda t: fewbit.activation(t, book, fn=contiguous_bump, backend=lane.backend, **call), x, dy
     )
-    tables = book.tensors("cpu", torch.float32)
-    assert_same_bits(dx, exact_product(R.encode(x.cpu(), *tables[:2]), tables[2], dy.cpu()))
+    levels = book.tensors("cpu", torch.float32)[2]
+    cx = x.cpu()
+    if stochastic:
+        leaf = cx.detach().requires_grad_()
+        (d,) = torch.autograd.grad(bump(leaf).sum(), leaf)
+        order = R.dense_order(cx)
+        u = R.unflatten(_philox.uniform(3, cx.numel()), cx.shape, order)
+        code = R.encode_stochastic(d.clamp(levels[0], levels[-1]), levels, u)
+    else:
+        code = R.encode(cx, *book.tensors("cpu", torch.float32)[:2])
+    assert_same_bits(dx, exact_product(code, levels, dy.cpu()))
 
 
 # ------------------------------------------------------------------------ checkpointing and no-grad
@@ -334,8 +350,8 @@ def test_checkpointing(lane, stochastic, reentrant, calls):
     """Recomputation replays the codes: the gradient is that of the plain call, bit for bit."""
     x, w = (lane.put(samples((40, 40), torch.float32, seed=s, odd=False)) for s in (1, 2))
 
-    def block(t, w):
-        return fewbit.gelu(t @ w / 6, bits=2, stochastic=stochastic, backend=lane.backend) @ w
+    def block(t, w):  # elementwise, so that nothing but the codes could differ
+        return fewbit.gelu(t * w / 2, bits=2, stochastic=stochastic, backend=lane.backend) * w
 
     results = []
     for run in (block, lambda *a: checkpoint(block, *a, use_reentrant=reentrant)):

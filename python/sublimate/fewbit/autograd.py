@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._autograd import refuse_double_backward
+from .._autograd import keep_signature, refuse_double_backward
 from .ops import NO_VMAP
 from .reference import NO_SECOND, accumulator
 
@@ -24,6 +24,7 @@ def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
     raise RuntimeError(NO_VMAP)
 
 
+@keep_signature
 class FewBit(torch.autograd.Function):
     """y = f(x) for a built-in f; dx = levels[code(x)] * dy."""
 
@@ -60,6 +61,13 @@ class FewBit(torch.autograd.Function):
         return dx, *(None,) * 9
 
 
+def _in_layout_of(x: Tensor, d: Tensor) -> Tensor:
+    """d in the memory order in which x is coded: a user's f' may come in any other."""
+    target = torch.empty_like(x, dtype=d.dtype)
+    return d if d.stride() == target.stride() else target.copy_(d)
+
+
+@keep_signature
 class FewBitGiven(torch.autograd.Function):
     """y = f(x) for a callable f, evaluated by torch; codes of x (or of f'(x)) by our kernels."""
 
@@ -83,7 +91,7 @@ class FewBitGiven(torch.autograd.Function):
                 f"fn: expected an elementwise function keeping shape {tuple(x.shape)} and "
                 f"{x.dtype}, got {tuple(y.shape)} and {y.dtype}"
             )
-        coded = x if seed is None else derivative(x.to(accumulator(x.dtype)))
+        coded = x if seed is None else _in_layout_of(x, derivative(x.to(accumulator(x.dtype))))
         return y, ops.fewbit_encode(coded, borders, codes, levels, seed, bits, backend)
 
     @staticmethod
@@ -102,6 +110,7 @@ class FewBitGiven(torch.autograd.Function):
         return dx, *(None,) * 8
 
 
+@keep_signature
 class FewBitGated(torch.autograd.Function):
     """y = f(gate) * up, keeping one branch and a code of the other; see reference.gated."""
 
