@@ -34,6 +34,7 @@ class FewBitActivation(nn.Module):
     borders: Tensor
     codes: Tensor
     levels: Tensor
+    _assigned: dict[str, Tensor]
 
     def __init__(
         self,
@@ -79,9 +80,10 @@ class FewBitActivation(nn.Module):
     @codebook.setter
     def codebook(self, codebook: Codebook) -> None:
         functional._check_common(torch.zeros(()), self.bits, codebook, self.stochastic, None)
-        tables = codebook.tensors(self.levels.device, torch.float32)
-        for buffer, table in zip(_TABLE, tables, strict=True):
-            setattr(self, buffer, table.clone())
+        tables = codebook.tensors("cpu", torch.float32)
+        self._assigned = dict(zip(_TABLE, tables, strict=True))  # survives a stay on "meta"
+        for buffer, table in self._assigned.items():
+            setattr(self, buffer, table.to(self.levels.device, copy=True))
         self._mse = codebook.mse
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,9 +104,11 @@ class FewBitActivation(nn.Module):
         before = {buffer: getattr(self, buffer) for buffer in _TABLE}
         super()._apply(fn, recurse)
         for buffer, old in before.items():
+            # Tables only move: no cast, and never the garbage of to_empty.
             moved = getattr(self, buffer)
-            if moved.dtype != old.dtype:
-                setattr(self, buffer, old.to(moved.device))
+            if old.is_meta and not moved.is_meta:
+                old = self._assigned[buffer]
+            setattr(self, buffer, old.to(moved.device))
         return self
 
     def _load_from_state_dict(
