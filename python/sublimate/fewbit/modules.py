@@ -263,6 +263,8 @@ class ExactActivation(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if backend is not None:
+            _backends._validated(backend, "backend")
         self.bits, self.backend = bits, backend
         self._call, self._params = call, params
         # Bad parameters are refused here rather than at the first forward.
@@ -347,6 +349,8 @@ class _Gated(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if backend is not None:
+            _backends._validated(backend, "backend")
         self.name, self.bits, self.keep, self.backend = name, bits, keep, backend
         if codebook is None and keep == "up":
             codebook = default_gated_codebook(name, bits)
