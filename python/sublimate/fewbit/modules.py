@@ -80,6 +80,8 @@ class FewBitActivation(nn.Module):
     @codebook.setter
     def codebook(self, codebook: Codebook) -> None:
         functional._check_common(torch.zeros(()), self.bits, codebook, self.stochastic, None)
+        if self.stochastic:
+            functional._covers(self.name, self.params, codebook)
         tables = codebook.tensors("cpu", torch.float32)
         self._assigned = dict(zip(_TABLE, tables, strict=True))  # survives a stay on "meta"
         for buffer, table in self._assigned.items():
