@@ -1,0 +1,1 @@
+"""Benchmarks: ``make bench``, ``python -m sublimate bench``, ``pytest bench``. See README.md."""
