@@ -111,9 +111,11 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
   }
   if constexpr (F == Fn::gelu_tanh) {
     const A beta = A(0.79788456080286535588), kappa = A(0.044715);
-    const A t = math::tanh(beta * (x + kappa * x * x * x));
-    const A slope = x * (one - t * t) * (beta * (one + A(3) * kappa * x * x));
-    return A(0.5) * (one + t) + pick(absolute(t) == one, zero, A(0.5) * slope);
+    const A z = beta * (x + kappa * x * x * x);
+    // sech(z)^2 = 4 e / (1 + e)^2 with e = exp(-2 |z|); 1 - tanh(z)^2 would cancel.
+    const A e = math::exp(A(-2) * absolute(z)), d = one + e;
+    const A slope = x * quotient(A(4) * e, d * d) * (beta * (one + A(3) * kappa * x * x));
+    return A(0.5) * (one + math::tanh(z)) + pick(e == zero, zero, A(0.5) * slope);
   }
   if constexpr (F == Fn::silu) {
     const A s = sigmoid(x);
