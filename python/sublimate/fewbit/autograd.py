@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._autograd import refuse_double_backward
+from .._autograd import keep_signature, refuse_double_backward
 from .ops import NO_VMAP
 from .reference import NO_SECOND, accumulator
 
@@ -24,6 +24,7 @@ def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
     raise RuntimeError(NO_VMAP)
 
 
+@keep_signature
 class FewBit(torch.autograd.Function):
     """y = f(x) for a built-in f; dx = levels[code(x)] * dy."""
 
@@ -66,6 +67,7 @@ def _in_layout_of(x: Tensor, d: Tensor) -> Tensor:
     return d if d.stride() == target.stride() else target.copy_(d)
 
 
+@keep_signature
 class FewBitGiven(torch.autograd.Function):
     """y = f(x) for a callable f, evaluated by torch; codes of x (or of f'(x)) by our kernels."""
 
@@ -108,6 +110,7 @@ class FewBitGiven(torch.autograd.Function):
         return dx, *(None,) * 8
 
 
+@keep_signature
 class FewBitGated(torch.autograd.Function):
     """y = f(gate) * up, keeping one branch and a code of the other; see reference.gated."""
 

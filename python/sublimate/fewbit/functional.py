@@ -49,7 +49,14 @@ Tables = tuple[Tensor, ...]
 def _default_tables(
     name: str, bits: int, params: tuple[float, ...], mode: str, device: torch.device, acc: Any
 ) -> Tables:
-    """Tables of the N(0, 1) codebook, cached by the codebook itself."""
+    """Tables of the default codebook."""
+    return _cached_default_tables(name, bits, params, mode, device, acc)
+
+
+@functools.lru_cache(maxsize=None)
+def _cached_default_tables(
+    name: str, bits: int, params: tuple[float, ...], mode: str, device: torch.device, acc: Any
+) -> Tables:
     return default_codebook(name, bits, params, mode).tensors(device, acc)
 
 

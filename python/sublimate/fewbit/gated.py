@@ -7,6 +7,8 @@ docstring of ``functional``.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,13 @@ def _gated_tables(name: str, bits: int, device: torch.device, acc: torch.dtype) 
 
 @torch.compiler.assume_constant_result
 def _normal_tables(bits: int, device: torch.device, acc: torch.dtype) -> Tables:
+    return _cached_normal_tables(bits, device, acc)
+
+
+@functools.lru_cache(maxsize=None)
+def _cached_normal_tables(bits: int, device: torch.device, acc: torch.dtype) -> Tables:
     borders, codes, levels = normal_codebook(bits).tensors(device, acc)
-    return borders, codes, levels, levels
+    return borders, codes, levels, levels.clone()  # Dynamo refuses one tensor in two arguments
 
 
 def gated_tables(name: str, keep: str, bits: int, device: torch.device, acc: torch.dtype) -> Tables:
@@ -63,6 +70,8 @@ def gated_unit(
     _checks.one_of("keep", keep, ("up", "gate"))
     if keep == "gate" and gate.dim() == 0:
         raise _checks.fail_value("gate", 'at least one dimension with keep="gate"', "0 dimensions")
+    if up is gate:
+        up = up.view_as(up)  # Dynamo refuses one tensor in two arguments
     chosen = _backends.resolve("fewbit", backend, gate)
     acc = reference.accumulator(gate.dtype)
     if codebook is None:
