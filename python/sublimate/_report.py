@@ -1,4 +1,4 @@
-"""What a section of ``sublimate demo`` is and returns; families build these, the command shows them."""
+"""What a section of ``sublimate demo`` is and returns: families build it, the command shows it."""
 
 from __future__ import annotations
 

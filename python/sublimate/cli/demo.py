@@ -45,7 +45,7 @@ def require(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            missing.append(f"{ {'sklearn': 'scikit-learn'}.get(module, module)} ({error})")
+            missing.append(f"{ {'sklearn': 'scikit-learn'}.get(module, module) } ({error})")
     if missing:
         raise MissingExtra(
             f"the demo needs {', '.join(missing)}; install them with: pip install 'sublimate[demo]'"
@@ -54,7 +54,9 @@ def require(*modules: str) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("out"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few seconds; untrained models.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few seconds; untrained models.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and batches.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -75,7 +77,9 @@ def demo(
     if as_json:
         found = {r.title: {"passed": r.passed, **r.data} for r in results}
         summary = {"passed": passed, "seconds": round(seconds, 1), "report": str(path)}
-        typer.echo(json.dumps({**summary, "seed": seed, "quick": quick, "sections": found}, indent=2))
+        typer.echo(
+            json.dumps({**summary, "seed": seed, "quick": quick, "sections": found}, indent=2)
+        )
     else:
         _print(results, path, seconds)
     if not passed:
@@ -165,4 +169,6 @@ def _machine(report: dict[str, Any]) -> str:
 
 def _backends_used(report: dict[str, Any]) -> str:
     cpu = report["cpu"]
-    return f"compiled CPU kernels ({cpu['kernels']})" if cpu["kernels"] else "reference (no kernels)"
+    return (
+        f"compiled CPU kernels ({cpu['kernels']})" if cpu["kernels"] else "reference (no kernels)"
+    )

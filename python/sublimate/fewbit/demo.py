@@ -39,7 +39,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
@@ -316,8 +318,8 @@ def _result(runs: list[Run], trained: int, tested: int, epochs: int) -> Result:
         ],
         rows=rows,
         notes=[
-            "kept: bytes held from forward to backward for one batch, in the whole model and in its "
-            "GELU layers alone",
+            "kept: bytes held from forward to backward for one batch, in the whole model and in "
+            "its GELU layers alone",
             "step: median time of one training step; ratio to exact",
             "gradient error: relative difference of the whole model's gradient from the exact one, "
             "at the same trained weights",
