@@ -71,7 +71,7 @@ def main(
     plot_folder: Path | None,
     as_json: bool,
 ) -> int:
-    """Runs, prints, appends to the CSV, draws; returns 1 if parity is red or nothing ran, else 0."""
+    """Runs, prints, appends to the CSV, draws; returns 1 if parity is red or nothing ran."""
     threads = threads or len(os.sched_getaffinity(0))
     columns = (TextColumn("{task.description:52}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)

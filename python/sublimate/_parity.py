@@ -1,10 +1,10 @@
 """Holding a kernel to the truth: errors, limits and verdicts shared by check, bench and demo.
 
 The truth is computed in float64 from the inputs as they are, already rounded to their dtype. A
-result passes if its largest error is at most 2 (forward) or 3 (gradient) times that of plain PyTorch
-in the same dtype, plus a floor of two units in the last place of float32 at the largest value, and
-if its relative RMS error is under ``RMS_LIMITS``. For a float64 result the truth has rounding errors
-of its own size, so the floor is sixteen units. Codes and labels must be equal.
+result passes if its largest error is at most 2 (forward) or 3 (gradient) times that of plain
+PyTorch in the same dtype, plus a floor of two units in the last place of float32 at the largest
+value, and if its relative RMS error is under ``RMS_LIMITS``. For a float64 result the truth has
+rounding errors of its own size, so the floor is sixteen units. Codes and labels must be equal.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ class MissingExtra(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the command line."""
+    """Options of the command line. ``device``: "cpu" or "cuda", and there is one."""
 
     seed: int = 0
     quick: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
