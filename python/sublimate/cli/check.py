@@ -124,7 +124,9 @@ def check(
 def _chosen(option: str, names: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
     for name in names or ():
         if name not in known:
-            raise typer.BadParameter(f"expected one of {', '.join(known)}, got {name!r}", None, option)
+            raise typer.BadParameter(
+                f"expected one of {', '.join(known)}, got {name!r}", param_hint=option
+            )
     return tuple(n for n in known if not names or n in names)
 
 
@@ -198,7 +200,9 @@ def _summary(console: Console, outcomes: list[Outcome], red: list[Outcome], seco
     for o in red:
         name = f"{o.case.op} on {o.case.backend}, {_short(o.case.dtype)}"
         if o.error is not None or not o.measurements:
-            console.print(f"[red]FAIL[/red] {name}: {o.error or 'measured nothing'}", highlight=False)
+            console.print(
+                f"[red]FAIL[/red] {name}: {o.error or 'measured nothing'}", highlight=False
+            )
         for m in o.measurements:
             if not m.passed:
                 console.print(
