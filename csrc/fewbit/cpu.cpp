@@ -403,8 +403,8 @@ struct ForwardLoop {
     }
   }
 
-  // f of n elements, given widened and as they are. The same numbers as the register path's, so that
-  // a result does not depend on which codes are asked for with it.
+  // f of n elements, given widened and as they are. The same numbers as the register path's, so
+  // that a result does not depend on which codes are asked for with it.
   void values(const A* in, const T* x, T* y, int n) const {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<A, float>) {

@@ -1,5 +1,5 @@
-"""Kernels of the CPU module. Addresses are those of tensors, 0 for none; the result is a status, see
-csrc/common/error.h. The meaning of each argument: csrc/<family>/kernels.h. Only _native.py calls
+"""Kernels of the CPU module. Addresses are those of tensors, 0 for none; the result is a status
+(csrc/common/error.h). The meaning of each argument: csrc/<family>/kernels.h. Only _native.py calls
 these, and it checks what the addresses mean.
 """
 

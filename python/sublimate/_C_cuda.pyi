@@ -2,10 +2,20 @@
 
 from ._C import (
     error_text as error_text,
+)
+from ._C import (
     fewbit_bwd as fewbit_bwd,
+)
+from ._C import (
     fewbit_functions as fewbit_functions,
+)
+from ._C import (
     fewbit_fwd as fewbit_fwd,
+)
+from ._C import (
     fewbit_gated_bwd as fewbit_gated_bwd,
+)
+from ._C import (
     fewbit_gated_fwd as fewbit_gated_fwd,
 )
 

@@ -14,8 +14,8 @@ from torch import Tensor
 def keep_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
     """Class decorator: stores the signature of ``forward``.
 
-    ``apply`` of a Function with ``setup_context`` looks it up on every call, a third of the overhead
-    of a small op.
+    ``apply`` of a Function with ``setup_context`` looks it up on every call, a third of the
+    overhead of a small op.
     """
     forward: Any = function.forward
     forward.__signature__ = inspect.signature(forward)

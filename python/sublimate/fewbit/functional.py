@@ -54,7 +54,7 @@ def _default_tables(
     return _cached_default_tables(name, bits, params, mode, device, acc)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cached_default_tables(
     name: str, bits: int, params: tuple[float, ...], mode: str, device: torch.device, acc: Any
 ) -> Tables:
