@@ -80,6 +80,25 @@ def replace(model: nn.Module, make: Callable[[str, Any], nn.Module | None]) -> l
     return done
 
 
+def _put_back(parent: nn.Module, attribute: str) -> None:
+    """Puts the original of a replaced child back to where it was."""
+    child = parent._modules[attribute]
+    assert child is not None
+    (old,) = child.__dict__[_ORIGINAL]
+    if isinstance(old, nn.Module):
+        old.train(child.training)
+    else:
+        delattr(parent, attribute)
+    setattr(parent, attribute, old)
+
+
+def undo(model: nn.Module, replaced: list[Replacement]) -> None:
+    """Takes one ``replace`` back, and leaves what was replaced before it."""
+    for place in replaced:
+        prefix, _, attribute = place.name.rpartition(".")
+        _put_back(model.get_submodule(prefix), attribute)
+
+
 def restore(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
     """Puts back what ``replace`` took out, where the replacement is of one of ``kinds``.
 
@@ -89,14 +108,7 @@ def restore(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
     count = 0
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):
-            original = None if child is None else child.__dict__.get(_ORIGINAL)
-            if child is None or original is None or not isinstance(child, kinds):
-                continue
-            old = original[0]
-            if isinstance(old, nn.Module):
-                old.train(child.training)
-            else:
-                delattr(parent, attribute)
-            setattr(parent, attribute, old)
-            count += 1
+            if isinstance(child, kinds) and _ORIGINAL in child.__dict__:
+                _put_back(parent, attribute)
+                count += 1
     return count

@@ -30,7 +30,9 @@ def test_keeps_the_dtype_of_its_input(lane, name):
 def test_between_linear_layers(lane):
     """Linear gives bf16, so codes are those of bf16 inputs; weights keep fp32 gradients."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 64), fewbit.GELU(bits=4, backend=lane.backend), nn.Linear(64, 8))
+    model = nn.Sequential(
+        nn.Linear(16, 64), fewbit.GELU(bits=4, backend=lane.backend), nn.Linear(64, 8)
+    )
     plain = nn.Sequential(model[0], nn.GELU(), model[2])
     model, plain = model.to(lane.device), plain.to(lane.device)
     x = lane.put(samples((40, 16), torch.float32, odd=False))
@@ -57,7 +59,10 @@ def test_gated(lane, keep):
     with torch.autocast(lane.device, torch.bfloat16):
         y = fewbit.swiglu(gate, up, keep=keep, backend=lane.backend)
     assert_same_bits(y, plain)
-    with torch.autocast(lane.device, torch.bfloat16), pytest.raises(TypeError, match="dtype of gate"):
+    with (
+        torch.autocast(lane.device, torch.bfloat16),
+        pytest.raises(TypeError, match="dtype of gate"),
+    ):
         fewbit.swiglu(gate, up.float(), keep=keep, backend=lane.backend)
 
 

@@ -47,7 +47,11 @@ def test_table_file_is_what_the_module_writes():
     text = module._TABLE.read_text()
     stored = json.loads(text)
     assert len(text) < 60_000
-    intervals = {"interval/gelu/3", "interval/gelu_tanh/3", "interval/silu/4"}  # what "auto" prefers
+    intervals = {
+        "interval/gelu/3",
+        "interval/gelu_tanh/3",
+        "interval/silu/4",
+    }  # what "auto" prefers
     assert {key for key in stored if key.startswith("interval")} == intervals
     assert len(stored) == len(SMOOTH) * 8 + 4 + 12 + len(intervals)
     fresh = {

@@ -230,7 +230,9 @@ def test_codebook_and_callable_arguments():
 def test_checkpointing_inside():
     from torch.utils.checkpoint import checkpoint
 
-    f = lambda t: checkpoint(lambda s: fewbit.gelu(s * 2, backend="cpu") * s, t, use_reentrant=False)  # noqa: E731
+    f = lambda t: checkpoint(
+        lambda s: fewbit.gelu(s * 2, backend="cpu") * s, t, use_reentrant=False
+    )  # noqa: E731
     x = samples(300, torch.float32, odd=False)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     assert_equal(both(compiled, x), both(f, x))

@@ -57,7 +57,9 @@ def test_gradient_of_the_quantised_function(lane, name, bits):
 
     quotient = (integral(x + h) - integral(x - h)) / (2 * h)
     dy = upstream(x.numel(), torch.float64)
-    _, dx = gradient(lambda t: public(name)(t, bits=bits, backend=lane.backend), lane.put(x), lane.put(dy))
+    _, dx = gradient(
+        lambda t: public(name)(t, bits=bits, backend=lane.backend), lane.put(x), lane.put(dy)
+    )
     torch.testing.assert_close(dx.cpu(), quotient * dy, rtol=0, atol=1e-7)
     assert dx.abs().max() > 0.5
 
@@ -75,7 +77,9 @@ def test_gradcheck_of_exact_functions(lane, name):
 @pytest.mark.parametrize("name", SMOOTH)
 def test_error_shrinks_with_bits(lane, name):
     """E[(f' - q)^2] is the codebook's own figure, and falls with each bit."""
-    x = torch.special.ndtri(torch.linspace(0.5 / 40_000, 1 - 0.5 / 40_000, 40_000, dtype=torch.float64))
+    x = torch.special.ndtri(
+        torch.linspace(0.5 / 40_000, 1 - 0.5 / 40_000, 40_000, dtype=torch.float64)
+    )
     true = R.FUNCTIONS[name].derivative(x, *R.FUNCTIONS[name].defaults)
     errors = []
     for bits in (1, 2, 3, 4):
@@ -93,7 +97,9 @@ SEEDS = 4000
 
 def stochastic_points(name: str) -> torch.Tensor:
     """Few elements across the range where f' moves, and its flat ends."""
-    return torch.tensor([-6.0, -2.1, -1.3, -0.9, -0.4, -0.05, 0.0, 0.3, 0.75, 1.4, 2.2, 5.0], dtype=torch.float64)
+    return torch.tensor(
+        [-6.0, -2.1, -1.3, -0.9, -0.4, -0.05, 0.0, 0.3, 0.75, 1.4, 2.2, 5.0], dtype=torch.float64
+    )
 
 
 def assert_unbiased(mean, exact, levels, dy, what):
@@ -179,9 +185,7 @@ def test_stochastic_codes_agree(kernel, name, dtype):
     y = public(name)(leaf, backend=kernel.backend, **call)
     words = packed_of(y)
     (dx,) = torch.autograd.grad(y, leaf, kernel.put(torch.ones_like(x)))
-    due = gradient(
-        lambda t: public(name)(t, backend="reference", **call), x, torch.ones_like(x)
-    )[1]
+    due = gradient(lambda t: public(name)(t, backend="reference", **call), x, torch.ones_like(x))[1]
     levels = default_codebook(name, bits, None, "stochastic").tensors("cpu", dtype)[2]
     v = R.FUNCTIONS[name].derivative(x.double(), *R.FUNCTIONS[name].defaults)
     wide = levels.double()
@@ -238,7 +242,9 @@ def test_seed_is_not_drawn_without_need(lane):
 
 def test_stochastic_follows_memory_order(lane):
     """Element i of the stream goes to element i in memory, as the codes do."""
-    x = lane.put(samples((4, 6, 5, 7), torch.float64, odd=False)).to(memory_format=torch.channels_last)
+    x = lane.put(samples((4, 6, 5, 7), torch.float64, odd=False)).to(
+        memory_format=torch.channels_last
+    )
     ones = torch.ones_like(x)
     f = lambda t: fewbit.silu(t, bits=2, stochastic=True, seed=5, backend=lane.backend)  # noqa: E731
     _, dx = gradient(f, x, ones)
@@ -249,7 +255,9 @@ def test_stochastic_follows_memory_order(lane):
 def test_stochastic_needs_a_covering_codebook(lane):
     x = lane.put(samples(N, torch.float32, odd=False)).requires_grad_()
     for book in (fewbit.fit_codebook("gelu", 3), fewbit.fit_codebook("gelu", 3, mode="interval")):
-        with pytest.raises(ValueError, match=r'codebook: expected one fitted with mode="stochastic"'):
+        with pytest.raises(
+            ValueError, match=r'codebook: expected one fitted with mode="stochastic"'
+        ):
             fewbit.gelu(x, codebook=book, stochastic=True, backend=lane.backend)
         with pytest.raises(ValueError, match='mode="stochastic"'):
             fewbit.activation(x, book, stochastic=True, backend=lane.backend)
@@ -273,7 +281,9 @@ def bump(t):
 def test_activation_of_a_callable(lane, bits, dtype):
     book = fewbit.fit_codebook(bump, bits)
     x, dy = samples(N, dtype), upstream(N, dtype)
-    y, dx = gradient(lambda t: fewbit.activation(t, book, backend=lane.backend), lane.put(x), lane.put(dy))
+    y, dx = gradient(
+        lambda t: fewbit.activation(t, book, backend=lane.backend), lane.put(x), lane.put(dy)
+    )
     assert_same_bits(y.detach(), bump(lane.put(x)))
     borders, codes, levels = book.tensors("cpu", dtype)
     assert_same_bits(dx, exact_product(R.encode(x, borders, codes), levels, dy))
@@ -281,7 +291,9 @@ def test_activation_of_a_callable(lane, bits, dtype):
     with pytest.raises(ValueError, match="fn: expected a callable"):
         fewbit.activation(lane.put(x), restored, backend=lane.backend)
     again = gradient(
-        lambda t: fewbit.activation(t, restored, fn=bump, backend=lane.backend), lane.put(x), lane.put(dy)
+        lambda t: fewbit.activation(t, restored, fn=bump, backend=lane.backend),
+        lane.put(x),
+        lane.put(dy),
     )
     assert_same_bits(again[1], dx)
 
@@ -298,7 +310,11 @@ def test_activation_of_a_callable_stochastic(lane, dtype):
     for seed in (0, 99, 2**62 + 1):
         _, dx = gradient(
             lambda t: fewbit.activation(
-                t, book, stochastic=True, seed=seed, backend=lane.backend  # noqa: B023
+                t,
+                book,
+                stochastic=True,
+                seed=seed,
+                backend=lane.backend,  # noqa: B023
             ),
             lane.put(x),
             lane.put(dy),
@@ -326,7 +342,9 @@ def test_activation_of_a_callable_keeps_elements_apart(lane, layout, stochastic)
         return bump(t.contiguous() + 0)
 
     _, dx = gradient(
-        lambda t: fewbit.activation(t, book, fn=contiguous_bump, backend=lane.backend, **call), x, dy
+        lambda t: fewbit.activation(t, book, fn=contiguous_bump, backend=lane.backend, **call),
+        x,
+        dy,
     )
     levels = book.tensors("cpu", torch.float32)[2]
     cx = x.cpu()
@@ -439,7 +457,10 @@ def test_threads_of_python(lane):
     """Backward in autograd's own threads and calls from several Python threads at once."""
     from concurrent.futures import ThreadPoolExecutor
 
-    x, dy = lane.put(samples(5000, torch.float32, odd=False)), lane.put(upstream(5000, torch.float32))
+    x, dy = (
+        lane.put(samples(5000, torch.float32, odd=False)),
+        lane.put(upstream(5000, torch.float32)),
+    )
     due = gradient(lambda t: fewbit.mish(t, backend=lane.backend), x, dy)[1]
     with ThreadPoolExecutor(4) as pool:
         work = [

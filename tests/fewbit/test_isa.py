@@ -86,7 +86,9 @@ def test_encode(results, dtype):
     x = samples(N, dtype)
     for bits, m in ((1, 0), (2, 9), (3, 31), (4, 255)):
         borders, codes, _ = odd_tables(bits, m, dtype)
-        assert_same_bits(results["encode", bits, m, dtype], R.pack(R.encode(x, borders, codes), bits))
+        assert_same_bits(
+            results["encode", bits, m, dtype], R.pack(R.encode(x, borders, codes), bits)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=variant_id)

@@ -67,7 +67,9 @@ def test_more_than_one_thread(lane, dtype):
     check(lane, lane.put(samples(n, dtype)), lane.put(upstream(n, dtype)))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (3, 0, 5), (2, 3, 4), (5, 1, 37), (2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (1, 1, 1), (3, 0, 5), (2, 3, 4), (5, 1, 37), (2, 3, 4, 5)]
+)
 def test_shapes(lane, shape):
     x = lane.put(samples(shape, torch.float32, odd=False))
     y, dx = check(lane, x, lane.put(upstream(shape, torch.float32)))
@@ -361,9 +363,7 @@ def test_over_two_to_the_31_elements():
     due = exact_product((grad[-tail:] > 0).long(), levels, grad[-tail:])
     _native.fewbit_bwd("cpu", grad, packed, levels, y, bits)
     assert_same_bits(y[-tail:], due)
-    assert_same_bits(
-        y[:period], exact_product((grad[:period] > 0).long(), levels, grad[:period])
-    )
+    assert_same_bits(y[:period], exact_product((grad[:period] > 0).long(), levels, grad[:period]))
     del x, y, grad, packed
     for space in (*spaces, words):
         space.close()

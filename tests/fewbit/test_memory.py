@@ -152,7 +152,9 @@ def test_parameters_and_buffers_are_not_counted():
     assert saved_bytes(linear, x) == x.nbytes
     assert saved_bytes(linear, x.clone().requires_grad_()) == x.nbytes
     frozen = nn.Linear(16, 8).requires_grad_(False)
-    assert saved_bytes(frozen, x.clone().requires_grad_()) == 0  # its weight is saved, and is its own
+    assert (
+        saved_bytes(frozen, x.clone().requires_grad_()) == 0
+    )  # its weight is saved, and is its own
     weight = nn.Parameter(torch.ones(16, 16))
     assert saved_bytes(lambda t: t @ weight, x) == x.nbytes  # a parameter without a module
     norm = nn.BatchNorm1d(16).eval()

@@ -120,7 +120,9 @@ def test_fake_strides_are_the_real_ones(kernel, layout):
             assert (r.shape, r.dtype) == (f.shape, f.dtype)
             # torch.empty_like itself disagrees with its fake about strides of nothing.
             assert r.stride() == f.stride() or r.numel() == 0
-            assert r.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() or x.numel() == 0
+            assert (
+                r.untyped_storage().data_ptr() != x.untyped_storage().data_ptr() or x.numel() == 0
+            )
     assert R.words(x.numel(), BITS) == ops.fewbit_encode(*cases[1][1]).numel()
 
 

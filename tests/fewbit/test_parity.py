@@ -111,7 +111,15 @@ def test_nan_and_infinity(lane, name, dtype):
     (In fp32 torch's vectorised gelu gives NaN at +inf; float64 and we give inf.)
     """
     params = (0.0, 0.0) if name == "threshold" else ()
-    special = [math.nan, math.inf, -math.inf, 0.0, -0.0, torch.finfo(dtype).max, torch.finfo(dtype).min]
+    special = [
+        math.nan,
+        math.inf,
+        -math.inf,
+        0.0,
+        -0.0,
+        torch.finfo(dtype).max,
+        torch.finfo(dtype).min,
+    ]
     x = torch.tensor(special * 10, dtype=dtype)
     eager = EAGER[name](x, *params)
     due = eager if lane.backend == "reference" else EAGER[name](x.double(), *params).to(dtype)

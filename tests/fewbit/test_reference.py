@@ -200,7 +200,9 @@ def test_words_by_hand():
     assert R.pack(torch.arange(8), 3).tolist() == [0b10101010, 0b11001100, 0b11110000]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str
+)
 def test_encode_is_bisect(dtype):
     """Plain Python on the same numbers, elements equal to a border included."""
     borders = torch.linspace(-2.3, 2.1, 19, dtype=torch.float64)
@@ -219,7 +221,7 @@ def test_encode_is_bisect(dtype):
 def test_encode_stochastic_is_its_definition(bits):
     levels = torch.linspace(-0.2, 1.3, 2**bits, dtype=torch.float64)
     v = torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 1.5 - 0.2
-    v[:2**bits] = levels  # a value on a level
+    v[: 2**bits] = levels  # a value on a level
     u = _philox.uniform(5, 300).double()
     u[-1] = 0.0
     codes = R.encode_stochastic(v, levels, u)
@@ -237,7 +239,9 @@ def test_dense_order():
     assert R.dense_order(x.permute(3, 1, 0, 2)) == [2, 1, 3, 0]
     y = samples((2, 3, 4), torch.float32).permute(2, 0, 1)
     order = R.dense_order(y)
-    assert torch.equal(R.unflatten(R.flatten(y, order), y.shape, order).nan_to_num(), y.nan_to_num())
+    assert torch.equal(
+        R.unflatten(R.flatten(y, order), y.shape, order).nan_to_num(), y.nan_to_num()
+    )
     assert_same_bits(R.flatten(y, order), y.permute(1, 2, 0).reshape(-1))
 
 

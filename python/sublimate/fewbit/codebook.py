@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._modes import ordinary_tensors
 from . import quantiser
 from .quantiser import Array, Index, single
 from .reference import FUNCTIONS, Function
@@ -52,6 +53,7 @@ _TABLE_BITS = (1, 2, 3, 4)
 # Fitting
 
 
+@ordinary_tensors()
 def fit_codebook(
     fn: str | Callable[..., Any],
     bits: int,
@@ -213,6 +215,7 @@ def _fit_stochastic(problem: Problem, count: int) -> tuple[Array, Index, Array, 
 _FIT = {"interval": _fit_interval, "value": _fit_value, "stochastic": _fit_stochastic}
 
 
+@ordinary_tensors()
 def fit_gated_codebook(
     name: str, bits: int, *, mean: float = 0.0, std: float = 1.0, samples: Any = None
 ) -> GatedCodebook:
@@ -283,6 +286,7 @@ def default_codebook(
 
 
 @lru_cache(maxsize=512)
+@ordinary_tensors()
 def _default(name: str, bits: int, params: tuple[float, ...], mode: str) -> Codebook:
     function = builtin(name)
     if function.exact:
@@ -338,6 +342,7 @@ def default_gated_codebook(name: str, bits: int) -> GatedCodebook:
 
 
 @lru_cache(maxsize=64)
+@ordinary_tensors()
 def _default_gated(name: str, bits: int) -> GatedCodebook:
     stored = _stored().get(_key("gated", name, bits))
     return fit_gated_codebook(name, bits) if stored is None else GatedCodebook.from_dict(stored)

@@ -139,7 +139,7 @@ def _run(model: nn.Module, batch: Any) -> None:
         raise _checks.fail_type("calibrate", "batches that are tensors, tuples or dicts", batch)
 
 
-def _calibrate(model: nn.Module, batches: Iterable[Any], bits: int) -> list[tuple[str, str]]:
+def _calibrate(model: nn.Module, batches: Iterable[Any]) -> list[tuple[str, str]]:
     """Fits the codebook of each smooth activation to the inputs it sees; lists functional calls."""
     samples: dict[modules.FewBitActivation, list[Tensor]] = {}
     running, handles = [""], []
@@ -171,10 +171,18 @@ def _calibrate(model: nn.Module, batches: Iterable[Any], bits: int) -> list[tupl
             handle.remove()
         for module, mode in training.items():
             module.training = mode
-    for module, parts in samples.items():
-        module.codebook = fit_codebook(
-            module.name, bits, samples=torch.cat(parts), params=module.params
+    fitted = {
+        module: fit_codebook(
+            module.name,
+            module.bits,
+            mode="stochastic" if module.stochastic else "value",
+            samples=torch.cat(parts),
+            params=module.params,
         )
+        for module, parts in samples.items()
+    }
+    for module, codebook in fitted.items():  # once nothing can fail any more
+        module.codebook = codebook
     owners = dict(model.named_modules())
     return [
         (name, f"calls {call} while running: not a module")
@@ -228,9 +236,9 @@ def convert(
     report.skipped += _functional_calls(model)
     if calibrate is not None:
         try:
-            watched = _calibrate(model, calibrate, bits)
+            watched = _calibrate(model, calibrate)
         except BaseException:
-            restore(model)
+            _convert.undo(model, report.replaced)
             raise
         named = {name for name, _ in report.skipped}
         report.skipped += [(name, why) for name, why in watched if name not in named]

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _philox
+from .._modes import ordinary_tensors
 from . import reference
 from .autograd import FewBit, FewBitGiven, ops
 from .codebook import Codebook, default_codebook
@@ -69,6 +70,7 @@ def _exact_tables(
 
 
 @functools.cache
+@ordinary_tensors()
 def _cached_exact_tables(
     name: str, params: tuple[float, ...], device: torch.device, acc: torch.dtype
 ) -> Tables:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
+from .._modes import ordinary_tensors
 from . import reference
 from .autograd import FewBitGated, ops
 from .codebook import GatedCodebook, default_gated_codebook, normal_codebook
@@ -29,7 +30,8 @@ def _normal_tables(bits: int, device: torch.device, acc: torch.dtype) -> Tables:
     return _cached_normal_tables(bits, device, acc)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
+@ordinary_tensors()
 def _cached_normal_tables(bits: int, device: torch.device, acc: torch.dtype) -> Tables:
     borders, codes, levels = normal_codebook(bits).tensors(device, acc)
     return borders, codes, levels, levels.clone()  # Dynamo refuses one tensor in two arguments

@@ -34,6 +34,7 @@ class FewBitActivation(nn.Module):
     borders: Tensor
     codes: Tensor
     levels: Tensor
+    _assigned: dict[str, Tensor]
 
     def __init__(
         self,
@@ -79,9 +80,12 @@ class FewBitActivation(nn.Module):
     @codebook.setter
     def codebook(self, codebook: Codebook) -> None:
         functional._check_common(torch.zeros(()), self.bits, codebook, self.stochastic, None)
-        tables = codebook.tensors(self.levels.device, torch.float32)
-        for buffer, table in zip(_TABLE, tables, strict=True):
-            setattr(self, buffer, table.clone())
+        if self.stochastic:
+            functional._covers(self.name, self.params, codebook)
+        tables = codebook.tensors("cpu", torch.float32)
+        self._assigned = dict(zip(_TABLE, tables, strict=True))  # survives a stay on "meta"
+        for buffer, table in self._assigned.items():
+            setattr(self, buffer, table.to(self.levels.device, copy=True))
         self._mse = codebook.mse
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,9 +106,11 @@ class FewBitActivation(nn.Module):
         before = {buffer: getattr(self, buffer) for buffer in _TABLE}
         super()._apply(fn, recurse)
         for buffer, old in before.items():
+            # Tables only move: no cast, and never the garbage of to_empty.
             moved = getattr(self, buffer)
-            if moved.dtype != old.dtype:
-                setattr(self, buffer, old.to(moved.device))
+            if old.is_meta and not moved.is_meta:
+                old = self._assigned[buffer]
+            setattr(self, buffer, old.to(moved.device))
         return self
 
     def _load_from_state_dict(
@@ -259,6 +265,8 @@ class ExactActivation(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if backend is not None:
+            _backends._validated(backend, "backend")
         self.bits, self.backend = bits, backend
         self._call, self._params = call, params
         # Bad parameters are refused here rather than at the first forward.
@@ -343,6 +351,8 @@ class _Gated(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if backend is not None:
+            _backends._validated(backend, "backend")
         self.name, self.bits, self.keep, self.backend = name, bits, keep, backend
         if codebook is None and keep == "up":
             codebook = default_gated_codebook(name, bits)

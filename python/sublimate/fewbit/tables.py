@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .._modes import ordinary_tensors
 from .reference import FUNCTIONS, accumulator, encode
 from .target import INTERNAL
 from .target import builtin as find_builtin
@@ -69,8 +70,7 @@ class IntervalCode:
     _tables: ClassVar[tuple[str, ...]] = ("levels",)
 
     def __post_init__(self) -> None:
-        # Tables made under inference mode must still serve a later training step.
-        with torch.inference_mode(False):
+        with ordinary_tensors():
             self._validate()
 
     def _validate(self) -> None:
@@ -111,7 +111,7 @@ class IntervalCode:
         """
         key = (torch.device(device), accumulator(dtype))
         if key not in self._cache:
-            with torch.inference_mode(False):
+            with ordinary_tensors():
                 tables = (getattr(self, name).to(*key) for name in self._tables)
                 codes = self.codes.to(key[0], torch.uint8)
                 self._cache[key] = (self.borders.to(*key), codes, *tables)
