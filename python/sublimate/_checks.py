@@ -16,8 +16,14 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def fail_type(argument: str, expected: str, got: Any) -> TypeError:
-    shown = got if isinstance(got, str) else type(got).__name__
-    return TypeError(f"{argument}: expected {expected}, got {shown}")
+    """``got`` is the value itself: its type is named, and a string also shown."""
+    shown = f"str {got!r}" if isinstance(got, str) else type(got).__name__
+    return fail_kind(argument, expected, shown)
+
+
+def fail_kind(argument: str, expected: str, got: str) -> TypeError:
+    """``got`` says in words what came."""
+    return TypeError(f"{argument}: expected {expected}, got {got}")
 
 
 def fail_value(argument: str, expected: str, got: Any) -> ValueError:
@@ -29,9 +35,9 @@ def floating_tensor(argument: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise fail_type(argument, "a torch.Tensor", x)
     if x.dtype not in FLOATING:
-        raise fail_type(argument, "a tensor of float32, float16, bfloat16 or float64", str(x.dtype))
+        raise fail_kind(argument, "a tensor of float32, float16, bfloat16 or float64", str(x.dtype))
     if x.layout != torch.strided:
-        raise fail_type(argument, "a dense (strided) tensor", str(x.layout))
+        raise fail_kind(argument, "a dense (strided) tensor", str(x.layout))
 
 
 def same_as(argument: str, x: Tensor, other_argument: str, other: Tensor) -> None:
@@ -41,7 +47,7 @@ def same_as(argument: str, x: Tensor, other_argument: str, other: Tensor) -> Non
             argument, f"the shape of {other_argument}, {tuple(other.shape)}", tuple(x.shape)
         )
     if x.dtype != other.dtype:
-        raise fail_type(argument, f"the dtype of {other_argument}, {other.dtype}", str(x.dtype))
+        raise fail_kind(argument, f"the dtype of {other_argument}, {other.dtype}", str(x.dtype))
     if x.device != other.device:
         raise fail_value(argument, f"the device of {other_argument}, {other.device}", x.device)
 
@@ -74,7 +80,7 @@ def seed(argument: str, value: Any) -> None:
         return
     if isinstance(value, Tensor):
         if value.dtype != torch.int64 or value.dim() != 0:
-            raise fail_type(
+            raise fail_kind(
                 argument,
                 "an int or a 0-dim int64 tensor",
                 f"a {value.dim()}-dim tensor of {value.dtype}",

@@ -354,11 +354,12 @@ class _Gated(nn.Module):
         if backend is not None:
             _backends._validated(backend, "backend")
         self.name, self.bits, self.keep, self.backend = name, bits, keep, backend
+        # A call on nothing refuses bad arguments now rather than at the first forward.
+        probe = torch.zeros(0, device="cpu")
+        gated.gated_unit(name, probe, probe, bits, codebook, keep, "reference")
         if codebook is None and keep == "up":
             codebook = default_gated_codebook(name, bits)
         self.codebook = codebook
-        probe = torch.zeros(0)
-        gated.gated_unit(name, probe, probe, bits, codebook, keep, "reference")
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:
         return gated.gated_unit(
