@@ -1,4 +1,4 @@
-"""Benchmarks of the few-bit activations: GELU, SiLU, ReLU and SwiGLU against eager and compiled torch."""
+"""Benchmarks of few-bit GELU, SiLU, ReLU and SwiGLU against eager and compiled torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bench.harness.case import Case, Forward, Provider, Unavailable
 
-#: Multiplications and additions of one value of the function, to the nearest ten (an exponential or an
-#: error function is some 20); comparisons with the borders come on top. Backward multiplies once.
+#: Multiplications and additions of one value of the function, to the nearest ten (an exponential
+#: or an error function is some 20); comparisons with the borders come on top. Backward multiplies
+#: once.
 _FLOPS = {"gelu": 30, "silu": 30, "relu": 1}
 _EAGER: dict[str, Forward] = {
     "gelu": F.gelu,
@@ -127,7 +128,9 @@ def _gradient_error(op: str) -> Callable[..., float]:
         exact = [t.detach().double().requires_grad_() for t in leaves]
         got = torch.autograd.grad(forward(*leaves), leaves, dy[w])
         true = torch.autograd.grad(_EAGER[op](*exact), exact, dy[w].double())
-        difference = sum(float((g.double() - t).square().sum()) for g, t in zip(got, true, strict=True))
+        difference = sum(
+            float((g.double() - t).square().sum()) for g, t in zip(got, true, strict=True)
+        )
         return (difference / sum(float(t.square().sum()) for t in true)) ** 0.5
 
     return measure
@@ -177,7 +180,9 @@ def _activation(
     )
 
 
-def _swiglu(bits: int, dtype: torch.dtype, shape: tuple[int, int], device: str, **bars: float) -> Case:
+def _swiglu(
+    bits: int, dtype: torch.dtype, shape: tuple[int, int], device: str, **bars: float
+) -> Case:
     s, n = dtype.itemsize, shape[0] * shape[1]
     codes = 4 * reference.words(n, bits)
     short = str(dtype).removeprefix("torch.")

@@ -46,8 +46,8 @@ class Case:
         bytes_moved, flops: of each mode, ours: the least that the algorithm must move and compute.
         providers: in the order of the table; the first peer is the one the bars refer to.
         verify: (forward, inputs, dy) -> parity of a provider of ours on the data that is timed.
-        gradient_error: (forward, inputs, dy) -> relative RMS error of the gradient against the exact
-            one: what an approximate op gives up.
+        gradient_error: (forward, inputs, dy) -> relative RMS error of the gradient against the
+            exact one: what an approximate op gives up.
         bars: mode -> largest ratio of our median to that of the first peer.
         least_fraction: of the roofline, in each mode; 0 where none is set.
         calls: calls in one sample, more than 1 where one is too short to time.
@@ -76,7 +76,7 @@ class Case:
         return torch.Size(self.shapes[0]).numel()
 
     def inputs(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Leaves that require a gradient, and the upstream gradient; the same numbers every time."""
+        """Leaves that require a gradient, and the upstream one; the same numbers every time."""
         generator = torch.Generator(self.device).manual_seed(0)
 
         def normal(shape: tuple[int, ...]) -> Tensor:

@@ -29,8 +29,8 @@ _measured: dict[tuple[str, torch.dtype, int, bool], Ceilings] = {}
 def measure(device: str, dtype: torch.dtype, elements: int, quick: bool) -> Ceilings:
     """Ceilings for tensors of that size; once per size and dtype in a process.
 
-    The copy is between two buffers that exist already, so that no allocation is in it. It is at least
-    2 MiB, so that it is a bandwidth and not the cost of a call.
+    The copy is between two buffers that exist already, so that no allocation is in it. It is at
+    least 2 MiB, so that it is a bandwidth and not the cost of a call.
     """
     elements = max(elements, 2**21 // dtype.itemsize)
     key = (device, dtype, elements, quick)

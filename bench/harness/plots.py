@@ -1,4 +1,4 @@
-"""Pictures from the CSV: times against the peers, and what the bits cost in error, memory and time."""
+"""Pictures from the CSV: times against the peers; what bits cost in error, memory and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark run from the outside: workers, table, CSV, plots. ``python -m sublimate bench`` calls it."""
+"""A whole run: workers, table, CSV, plots. ``python -m sublimate bench`` calls it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def main(
     plot_folder: Path | None,
     as_json: bool,
 ) -> int:
-    """Runs, prints, appends to the CSV, draws; the exit status: 1 if parity is red or nothing ran."""
+    """Runs, prints, appends to the CSV, draws; returns 1 if parity is red or nothing ran."""
     threads = threads or len(os.sched_getaffinity(0))
     columns = (TextColumn("{task.description:52}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
@@ -93,7 +93,9 @@ def main(
         # A table that is piped somewhere should not be folded to 80 columns.
         shown = shown if shown.is_terminal else Console(width=150)
         if rows:
-            shown.print(f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}")
+            shown.print(
+                f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}"
+            )
             for table in show.tables(rows):
                 shown.print(table)
             shown.print(show.CAPTION, style="dim")

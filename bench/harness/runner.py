@@ -68,7 +68,9 @@ def run_case(
     ceiling = ceilings.measure(case.device, case.dtype, case.elements, quick)
     for provider in case.providers:
         if provider.name in forwards:
-            rows += _rows(case, provider, forwards[provider.name], inputs, dy, samples, ceiling, base)
+            rows += _rows(
+                case, provider, forwards[provider.name], inputs, dy, samples, ceiling, base
+            )
     return rows
 
 
@@ -187,7 +189,8 @@ def run(
         if case.device not in known:
             known[case.device] = record.environment(case.device)
         found = [
-            {**known[case.device], **row} for row in run_case(case, allocator, rounds, quick, providers)
+            {**known[case.device], **row}
+            for row in run_case(case, allocator, rounds, quick, providers)
         ]
         rows += found
         tell(case, found)

@@ -70,15 +70,15 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def _table(heading: str, rows: list[Row]) -> Table:
-    shown = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title=escape(heading), title_justify="left"
-    )
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=escape(heading), title_justify="left")
     for k, (column, width) in enumerate(_COLUMNS.items()):
         justify = "left" if k < 2 else "right"
         shown.add_column(column, no_wrap=True, min_width=width, justify=justify)
     for row in rows:
         if row.get("p50_ms", "") == "":
-            tone, word = ("red", "PARITY RED") if row.get("parity") == "red" else ("yellow", "not run")
+            tone, word = (
+                ("red", "PARITY RED") if row.get("parity") == "red" else ("yellow", "not run")
+            )
             shown.add_row(row["provider"], "", f"[{tone}]{word}[/{tone}]")
             continue
         shown.add_row(

@@ -17,7 +17,9 @@ QUANTILES = (0.2, 0.5, 0.8)
 def quantiles(samples: list[float]) -> tuple[float, float, float]:
     """p20, p50 and p80 of the samples."""
     values = torch.tensor(samples, dtype=torch.float64)
-    low, middle, high = torch.quantile(values, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    low, middle, high = torch.quantile(
+        values, torch.tensor(QUANTILES, dtype=torch.float64)
+    ).tolist()
     return low, middle, high
 
 

@@ -4,8 +4,8 @@ The allocator is fixed by glibc when a process starts, so each regime has its ow
 
 * "cold": glibc as it comes. A large result is mapped afresh and unmapped when freed, so that every
   call pays a page fault per 4 KiB.
-* "warm": nothing is mapped or given back, so that after the first round results reuse memory, as in a
-  training loop whose allocator keeps its pools.
+* "warm": nothing is mapped or given back, so that after the first round results reuse memory, as in
+  a training loop whose allocator keeps its pools.
 * "caching": on a GPU, torch's allocator, which always is warm.
 """
 

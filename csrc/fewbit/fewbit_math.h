@@ -110,10 +110,14 @@ SUBLIMATE_HD A derivative(A x, A a, A b) {
     return A(0.5) + centred_cdf(x) + pick(absolute(x) > A(1e30), zero, tail);
   }
   if constexpr (F == Fn::gelu_tanh) {
-    const A beta = A(0.79788456080286535588), kappa = A(0.044715);
-    const A t = math::tanh(beta * (x + kappa * x * x * x));
-    const A slope = x * (one - t * t) * (beta * (one + A(3) * kappa * x * x));
-    return A(0.5) * (one + t) + pick(absolute(t) == one, zero, A(0.5) * slope);
+    // f = x sigmoid(z), z = 2 beta (x + kappa x^3); s (1 - s) = e / (1 + e)^2 with e = exp(-|z|),
+    // without the cancellation of 1 - tanh^2.
+    const A beta = A(2 * 0.79788456080286535588), kappa = A(0.044715);
+    const A z = beta * (x + kappa * x * x * x);
+    const A e = math::exp(-absolute(z));
+    const A r = quotient(one, one + e);
+    const A slope = x * (e * r * r) * (beta * (one + A(3) * kappa * x * x));
+    return pick(z < zero, e * r, r) + pick(absolute(x) > A(1e6), zero, slope);
   }
   if constexpr (F == Fn::silu) {
     const A s = sigmoid(x);

@@ -227,8 +227,9 @@ def derivative(x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ACC: tl.co
         tail = x * tl.exp(-0.5 * x * x) * _INV_SQRT_2PI
         d = _normal_cdf(x) + tl.where(tl.abs(x) == float("inf"), 0.0, tail)
     elif FN == "gelu_tanh":
-        s = _sigmoid(_gelu_tanh_inner(x))
-        bump = s * (1.0 - s)
+        u = _gelu_tanh_inner(x)
+        s = _sigmoid(u)
+        bump = 0.25 * _sech2(0.5 * u)  # s (1 - s), which would cancel where s is near 1
         slope = x * bump * (1.0 + x * x * (3.0 * _KAPPA)) * _TWO_BETA
         # At huge |x| the bump is 0; 0 * inf must stay 0.
         d = s + tl.where(bump == 0, 0.0, slope)

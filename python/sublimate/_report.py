@@ -1,4 +1,4 @@
-"""What a section of ``sublimate demo`` is and returns; families build these, the command shows them."""
+"""What a section of ``sublimate demo`` is and returns: families build it, the command shows it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class MissingExtra(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the command line."""
+    """Options of the command line. ``device``: "cpu" or "cuda", and there is one."""
 
     seed: int = 0
     quick: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.fewbit.cases import cases
-from bench.harness import plots, record, run, runner, show, timing, worker
-from bench.harness.case import Provider
 from sublimate import _native, fewbit
 from sublimate._parity import Measurement
 from sublimate.cli import app
 from typer.testing import CliRunner
+
+from bench.fewbit.cases import cases
+from bench.harness import plots, record, run, runner, show, timing, worker
+from bench.harness.case import Provider
 
 CASE = "fewbit/gelu/3bit/float32/2^14/cpu"
 
@@ -136,7 +137,9 @@ def test_planted_parity_failure_has_no_speed_up(monkeypatch, tmp_path, capsys, f
 
 
 def test_red_makes_the_command_fail(monkeypatch, tmp_path):
-    rows = [{"case": CASE, "provider": "sublimate-cpu", "parity": "red", "device": "x", "note": "n"}]
+    rows = [
+        {"case": CASE, "provider": "sublimate-cpu", "parity": "red", "device": "x", "note": "n"}
+    ]
     monkeypatch.setattr(run, "execute", lambda *_: rows)
     result = CliRunner().invoke(app, ["bench", "--json", "--out", str(tmp_path / "x.csv")])
     assert result.exit_code == 1
@@ -245,8 +248,21 @@ def test_slug(name, slug):
 
 def test_pytest_collects_the_benchmarks():
     root = Path(run.__file__).parents[2]
-    env = {**os.environ, "BENCH_QUICK": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    env = {
+        **os.environ,
+        "BENCH_QUICK": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     found = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"bench_activation[{CASE}/sublimate-cpu-fwd]" in found.stdout

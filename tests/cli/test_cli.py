@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from sublimate import _backends, _native, _parity
 from sublimate.cli import app, bench, check
 from typer.testing import CliRunner
@@ -151,6 +153,24 @@ def test_check_table_names_the_failure(monkeypatch):
     assert result.exit_code == 1
     assert "FAIL gelu on cpu, float32, 3 bits: codes 7" in output
     assert "not run fewbit on cuda: no device" in output
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_check_table_is_not_folded(wide):
+    """Long names and numbers in full, at the width of a file and of 80 columns."""
+    case = _parity.Case(
+        "fewbit", "tanhshrink, stochastic", "reference", "cpu", torch.bfloat16, list
+    )
+    found = [
+        _parity.Measurement("3 bits", quantity, 1.2e-10, 3.4e-10, 5e-10, 6e-10)
+        for quantity in ("forward", "gradient", "codes")
+    ]
+    console = Console(width=check._WIDTH if wide else 80, file=io.StringIO())
+    console.print(check._table([check.Outcome(case, found)], wide))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(part in text for part in ("tanhshrink, stochastic", "reference", "bfloat16", "pass"))
+    assert ("1.2e-10 / 3.4e-10" if wide else "1e-10  83%") in text
 
 
 def test_check_of_an_unavailable_backend_fails_and_says_why(monkeypatch):

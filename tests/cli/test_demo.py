@@ -30,7 +30,9 @@ def one_thread():
 def quick(tmp_path_factory):
     """One quick run: (result, JSON, HTML)."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    result = CliRunner().invoke(app, ["demo", "--quick", "--json", "--seed", "3", "--out", str(out)])
+    result = CliRunner().invoke(
+        app, ["demo", "--quick", "--json", "--seed", "3", "--out", str(out)]
+    )
     assert result.exit_code == 0, result.output
     return json.loads(result.output), (out / "report.html").read_text(encoding="utf-8")
 

@@ -91,6 +91,20 @@ def test_keep_gate(lane, unit, bits, dtype):
     assert_parity(dgate, truth, eager, gradient=True, scale=reach, what="dgate")
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_slope_of_gate_is_accurate_in_the_tails(lane, unit):
+    """Error of f' in units of float32: no 1 - tanh^2, which loses two digits near |x| = 5."""
+    gate = torch.linspace(-12, 12, 4001).reshape(1, -1)
+    up = torch.ones_like(gate)
+    _, dgate, _ = run(lane, unit, gate, up, up, bits=4, keep="gate")
+    slope = R.FUNCTIONS[UNITS[unit][3]].derivative(gate.double())
+    got = dgate.cpu().double()
+    code = got[0, -1] / slope[0, -1]  # every element of up is decoded to this
+    error = (got / code - slope).abs().max()
+    # x (1 - sigmoid(x)) of the reference's SiLU may be wrong by half a unit times |x|.
+    assert float(error) < 16 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("keep", ["up", "gate"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=variant_id)
 def test_codes_are_the_same_bytes(kernel, keep, dtype):

@@ -361,6 +361,17 @@ def test_gated(name, keep, rows, inner, dtype):
             r.fill_(math.nan)
 
 
+@pytest.mark.parametrize("name", GATES)
+def test_gated_slope_in_the_tails(name):
+    """f' to a few units of float32 where 1 - tanh^2 or s (1 - s) would cancel; up decodes to 1."""
+    gate = torch.linspace(-12, 12, 1001)
+    one, dgate = torch.ones_like(gate), torch.empty_like(gate)
+    packed, levels, scale = torch.zeros(R.words(1001, 1), dtype=torch.int32), torch.ones(2), one[:1]
+    K.gated_bwd(one, gate, packed, levels, levels, scale, 1001, name, 1, "gate", dgate, None)
+    error = (dgate.double() - GATES[name].derivative(gate.double())).abs().max()
+    assert float(error) < 12 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_quotient_borders_are_not_rounded(dtype):
     """Borders that are quotients themselves: an element on one lies to its left, in fp32 (fp64)."""

@@ -29,8 +29,11 @@ def run_cases(cases: Path, report: Path, timeout: float = 300.0) -> dict[str, st
     assert process.returncode in (0, 1), f"pytest ended with {process.returncode}:\n{tail}"
     outcomes: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        problems = [f"{child.tag}: {child.text or child.get('message')}" for child in case]
-        problems = [p for p in problems if not p.startswith("system-")]
+        problems = [
+            f"{child.tag}: {child.text or child.get('message')}"
+            for child in case
+            if child.tag in ("failure", "error", "skipped")
+        ]
         outcomes[case.get("name", "?")] = "\n".join(problems) or "passed"
     assert outcomes, f"no case was collected from {cases}:\n{tail}"
     return outcomes

@@ -126,14 +126,19 @@ def loops(o: Object, struct: str) -> int:
     return len(re.findall(wanted, o.report))
 
 
-@pytest.mark.parametrize("level", ["v3", "v4"])
+#: Level -> arithmetic types whose loops the compiler vectorises. With AVX-512, fp32 goes through
+#: vectors written out (common/vec.h), and fp64 alone is left to the compiler.
+TYPES = {"v3": 2, "v4": 1}
+
+
+@pytest.mark.parametrize("level", TYPES)
 def test_fewbit_loops_are_vectorised(objects, level):
-    """Each function's loop over a block, in fp32 and fp64 at least, at the level's full width."""
+    """Each function's loop over a block, in every such type, at the level's full width."""
     (o,) = (o for o in objects if o.level == level and o.source.parent.name == "fewbit")
     functions = reference.FUNCTIONS.values()
     exact = sum(f.predicate is not None for f in functions)
     smooth = len(functions) - exact
     assert smooth >= 14 and exact >= 8
-    assert loops(o, "ValueBlock") >= 2 * (smooth + exact)
-    assert loops(o, "DerivativeBlock") >= 2 * smooth
-    assert loops(o, "ExactBlock") >= 2 * exact
+    assert loops(o, "ValueBlock") >= TYPES[level] * (smooth + exact)
+    assert loops(o, "DerivativeBlock") >= TYPES[level] * smooth
+    assert loops(o, "ExactBlock") >= TYPES[level] * exact

@@ -26,7 +26,9 @@ def bench(
     family: Annotated[
         list[str] | None, typer.Option("--family", help="Only this family; may be repeated.")
     ] = None,
-    case: Annotated[str, typer.Option("--case", help="Pattern of case ids, e.g. '*/gelu/*'.")] = "*",
+    case: Annotated[
+        str, typer.Option("--case", help="Pattern of case ids, e.g. '*/gelu/*'.")
+    ] = "*",
     provider: Annotated[
         list[str] | None,
         typer.Option("--provider", help="Only eager, compile or sublimate-<backend>; repeatable."),
@@ -50,10 +52,12 @@ def bench(
 ) -> None:
     """Time kernels against eager and compiled torch and the machine's own ceilings.
 
-    Parity is checked first: a red kernel is not timed, has no speed-up, and makes the exit status 1.
+    Parity is checked first: a red kernel is not timed, has no speed-up, and the exit status is 1.
     """
     if allocator not in ("warm", "cold", "both"):
-        raise typer.BadParameter(f"expected warm, cold or both, got {allocator!r}", None, "--allocator")
+        raise typer.BadParameter(
+            f"expected warm, cold or both, got {allocator!r}", param_hint="--allocator"
+        )
     root = checkout()
     if root is None:
         _stop(
@@ -67,7 +71,7 @@ def bench(
     for name in family or ():
         if name not in known:
             raise typer.BadParameter(
-                f"expected one of {', '.join(known)}, got {name!r}", None, "--family"
+                f"expected one of {', '.join(known)}, got {name!r}", param_hint="--family"
             )
     families = tuple(f for f in known if not family or f in family)
     if list_only:

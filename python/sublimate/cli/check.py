@@ -25,6 +25,7 @@ from .._parity import Case, Measurement
 
 #: Families that can be checked, in the order of the table.
 FAMILIES = ("fewbit",)
+_WIDTH = 140  # columns of the whole table
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -105,6 +106,7 @@ def check(
     families = _chosen("--family", family, FAMILIES)
     backends = _chosen("--backend", backend, _backends.NAMES)
     console = Console()
+    wide = not console.is_terminal or console.width >= _WIDTH
     start = time.perf_counter()
     cases, unavailable = plan(families, backends, quick)
     outcomes = _run(cases, show=not as_json)
@@ -113,7 +115,9 @@ def check(
     if as_json:
         typer.echo(json.dumps(_as_json(outcomes, unavailable, seconds), indent=2))
     else:
-        console.print(_table(outcomes))
+        # What goes into a file is not folded.
+        sheet = console if console.is_terminal else Console(width=_WIDTH)
+        sheet.print(_table(outcomes, wide))
         for name, which, reason in unavailable:
             console.print(f"[yellow]not run[/yellow] {name} on {which}: {reason}")
         _summary(console, outcomes, red, seconds)
@@ -124,7 +128,9 @@ def check(
 def _chosen(option: str, names: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
     for name in names or ():
         if name not in known:
-            raise typer.BadParameter(f"expected one of {', '.join(known)}, got {name!r}", None, option)
+            raise typer.BadParameter(
+                f"expected one of {', '.join(known)}, got {name!r}", param_hint=option
+            )
     return tuple(n for n in known if not names or n in names)
 
 
@@ -148,19 +154,20 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _errors(m: Measurement | None) -> tuple[str, str]:
-    """("largest / limit", "RMS / limit") as shown, red where over."""
+def _errors(m: Measurement | None, wide: bool) -> tuple[str, ...]:
+    """Largest and RMS error with their limits, or the largest and the share of the limits used."""
     if m is None:
-        return "", ""
-    over = not m.max_error <= m.max_limit, not m.rms_error <= m.rms_limit
-    shown = (
-        f"{m.max_error:.1e} / {m.max_limit:.1e}",
-        f"{m.rms_error:.0e} / {m.rms_limit:.0e}",
+        return ("", "") if wide else ("",)
+    if not wide:
+        return (_red(f"{m.max_error:.0e} {min(m.strain, 9.99):4.0%}", not m.passed),)
+    return (
+        _red(f"{m.max_error:.1e} / {m.max_limit:.1e}", not m.max_error <= m.max_limit),
+        _red(f"{m.rms_error:.0e} / {m.rms_limit:.0e}", not m.rms_error <= m.rms_limit),
     )
-    first, second = (
-        f"[red]{text}[/red]" if bad else text for text, bad in zip(shown, over, strict=True)
-    )
-    return first, second
+
+
+def _red(text: str, bad: bool) -> str:
+    return f"[red]{text}[/red]" if bad else text
 
 
 def _count(m: Measurement | None) -> str:
@@ -169,16 +176,20 @@ def _count(m: Measurement | None) -> str:
     return "equal" if m.passed else f"[red]{m.max_error:g} differ[/red]"
 
 
-def _table(outcomes: list[Outcome]) -> Table:
+def _table(outcomes: list[Outcome], wide: bool) -> Table:
+    """A line per case: with all limits, or in 80 columns."""
+    caption = "error / limit: largest absolute error, and RMS relative to the result"
+    if not wide:
+        caption = "largest absolute error, and how much of the limits it and the RMS error use"
     table = Table(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1) if wide else (0, 1, 0, 0),
         pad_edge=False,
-        caption="error / limit: largest absolute error, and RMS relative to the result; "
-        "worst of all bit widths",
+        caption=f"{caption}; the worst of all bit widths",
     )
-    for column in ("op", "backend", "dtype", "forward", "RMS", "gradient", "RMS", "codes"):
+    errors = ("forward", "RMS", "gradient", "RMS") if wide else ("forward", "gradient")
+    for column in ("op", "backend", "dtype", *errors, *(("codes",) if wide else ()), "verdict"):
         table.add_column(column, no_wrap=True)
-    table.add_column("verdict")
     for o in outcomes:
         case = o.case
         where = case.backend if case.device == "cpu" else f"{case.backend} ({case.device})"
@@ -186,9 +197,9 @@ def _table(outcomes: list[Outcome]) -> Table:
             case.op,
             where,
             _short(case.dtype),
-            *_errors(o.worst("forward")),
-            *_errors(o.worst("gradient")),
-            _count(o.worst("codes")),
+            *_errors(o.worst("forward"), wide),
+            *_errors(o.worst("gradient"), wide),
+            *((_count(o.worst("codes")),) if wide else ()),
             "[green]pass[/green]" if o.passed else "[red]FAIL[/red]",
         )
     return table
@@ -198,7 +209,9 @@ def _summary(console: Console, outcomes: list[Outcome], red: list[Outcome], seco
     for o in red:
         name = f"{o.case.op} on {o.case.backend}, {_short(o.case.dtype)}"
         if o.error is not None or not o.measurements:
-            console.print(f"[red]FAIL[/red] {name}: {o.error or 'measured nothing'}", highlight=False)
+            console.print(
+                f"[red]FAIL[/red] {name}: {o.error or 'measured nothing'}", highlight=False
+            )
         for m in o.measurements:
             if not m.passed:
                 console.print(

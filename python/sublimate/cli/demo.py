@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ def require(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            missing.append(f"{ {'sklearn': 'scikit-learn'}.get(module, module)} ({error})")
+            missing.append(f"{ {'sklearn': 'scikit-learn'}.get(module, module) } ({error})")
     if missing:
         raise MissingExtra(
             f"the demo needs {', '.join(missing)}; install them with: pip install 'sublimate[demo]'"
@@ -54,28 +55,39 @@ def require(*modules: str) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("out"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few seconds; untrained models.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and batches.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few seconds; untrained models.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of weights and batches.")
+    ] = 0,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Train a small model exactly and with each kernel, and write a report; exit 1 if parity fails.
 
     Takes about a minute on two idle CPU cores and needs no download.
     """
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("torch finds no CUDA device", param_hint="--device")
     start = time.perf_counter()
+    settings = Settings(seed=seed, quick=quick, device=device)
     try:
-        parts = sections()
-        results = _run(parts, Settings(seed=seed, quick=quick), show=not as_json)
+        results = _run(sections(), settings, show=not as_json)
     except MissingExtra as error:
         Console(stderr=True).print(f"[red]error[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from None
     seconds = time.perf_counter() - start
     passed = all(r.passed for r in results)
-    path = write_report(out, results, seconds, seed, quick)
+    path = write_report(out, results, seconds, settings)
     if as_json:
         found = {r.title: {"passed": r.passed, **r.data} for r in results}
         summary = {"passed": passed, "seconds": round(seconds, 1), "report": str(path)}
-        typer.echo(json.dumps({**summary, "seed": seed, "quick": quick, "sections": found}, indent=2))
+        typer.echo(
+            json.dumps({**summary, "seed": seed, "quick": quick, "sections": found}, indent=2)
+        )
     else:
         _print(results, path, seconds)
     if not passed:
@@ -129,7 +141,7 @@ def _toned(cell: str) -> str:
     return escape(cell)
 
 
-def write_report(out: Path, results: list[Result], seconds: float, seed: int, quick: bool) -> Path:
+def write_report(out: Path, results: list[Result], seconds: float, settings: Settings) -> Path:
     """Writes ``out/report.html``, one file that needs nothing else, and returns its path."""
     import jinja2
 
@@ -145,12 +157,10 @@ def write_report(out: Path, results: list[Result], seconds: float, seed: int, qu
         results=results,
         passed=all(r.passed for r in results),
         seconds=seconds,
-        seed=seed,
-        quick=quick,
+        settings=settings,
         info=report,
-        machine=_machine(report),
+        machine=_machine(report, settings.device),
         when=datetime.now().strftime("%d %B %Y, %H:%M"),
-        backends=_backends_used(report),
     )
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
@@ -158,11 +168,8 @@ def write_report(out: Path, results: list[Result], seconds: float, seed: int, qu
     return path
 
 
-def _machine(report: dict[str, Any]) -> str:
-    threads = torch.get_num_threads()
-    return f"{report['cpu']['model']}, {threads} thread{'s' if threads != 1 else ''}"
-
-
-def _backends_used(report: dict[str, Any]) -> str:
-    cpu = report["cpu"]
-    return f"compiled CPU kernels ({cpu['kernels']})" if cpu["kernels"] else "reference (no kernels)"
+def _machine(report: dict[str, Any], device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0))
+    return f"{report['cpu']['model']}, {cores} core{'s' if cores != 1 else ''}"

@@ -1,9 +1,10 @@
-"""What ``python -m sublimate check`` runs for this family; the demo and bench gates use parts of it."""
+"""What ``python -m sublimate check`` runs for this family; demo and benchmarks use parts of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,22 @@ def _normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 def inputs(dtype: torch.dtype, borders: Tensor) -> tuple[Tensor, Tensor]:
     """x (61, 67) spread over the codebook, with its borders and awkward values; dy normal."""
     x = 3 * _normal(_SHAPE, dtype, 1)
-    awkward = [math.nan, 0.0, -0.0, 1e-7, -1e-7, 0.5, -0.5, 3.0, -3.0, 6.0, 19.0, -19.0, 40.0, -40.0]
+    awkward = [
+        math.nan,
+        0.0,
+        -0.0,
+        1e-7,
+        -1e-7,
+        0.5,
+        -0.5,
+        3.0,
+        -3.0,
+        6.0,
+        19.0,
+        -19.0,
+        40.0,
+        -40.0,
+    ]
     odd = torch.cat([torch.tensor(awkward, dtype=torch.float64), borders.double()]).to(dtype)
     x[0, : len(odd)] = odd[: _SHAPE[1]]
     return x, _normal(_SHAPE[::-1], dtype, 2).t().contiguous()
@@ -213,7 +229,7 @@ def gated(
     up: Tensor,
     dy: Tensor,
 ) -> list[Measurement]:
-    """Measures a gated unit on given data with its default codebook: ``activation`` for two inputs."""
+    """Measures a gated unit with its default codebook: ``activation`` for two inputs."""
     acc, n = reference.accumulator(gate.dtype), gate.numel()
     leaves = [gate.detach().requires_grad_(), up.detach().requires_grad_()]
     y, kept = _call(call, *leaves)
@@ -247,7 +263,7 @@ def gated(
         true_gate = d64 * derivative(g64) * levels64[got] * scale
         true_up = d64 * f(g64)
     plain = [t.detach().cpu().requires_grad_() for t in (gate, up)]
-    eager = reference.gated(*plain, name, keep, *tables)
+    eager = reference.gated(plain[0], plain[1], name, keep, *tables)
     eager_gate, eager_up = torch.autograd.grad(eager, plain, d)
     return [
         _parity.compare(variant, "forward", y, eager, f(g64) * u64, backward=False),
@@ -285,26 +301,13 @@ def cases(backend: str, device: str, quick: bool) -> Iterator[Case]:
 
     for dtype in DTYPES[:2] if quick else DTYPES:
         for name, function in FUNCTIONS.items():
-            yield case(
-                name,
-                dtype,
-                lambda name=name, dtype=dtype: _smooth_or_exact(name, dtype, bits, backend, device),
-            )
-            # bf16 and fp16 draw as fp32 does; one of the three is enough where time counts.
+            yield case(name, dtype, partial(_smooth_or_exact, name, dtype, bits, backend, device))
+            # bf16 draws as fp32 does; one of the two is enough where time counts.
             if function.exact or (quick and dtype != torch.float32):
                 continue
-            yield case(
-                f"{name}, stochastic",
-                dtype,
-                lambda name=name, dtype=dtype: _stochastic(name, dtype, 3, backend, device),
-            )
+            run = partial(_stochastic, name, dtype, 3, backend, device)
+            yield case(f"{name}, stochastic", dtype, run)
         for op, name in GATED:
             shown = f"{op}, tanh" if name == "gelu_tanh" else op
-            yield case(
-                shown,
-                dtype,
-                lambda op=op, name=name, dtype=dtype: _gated(
-                    op, name, dtype, bits, backend, device
-                ),
-            )
-        yield case("activation", dtype, lambda dtype=dtype: _custom(dtype, backend, device))
+            yield case(shown, dtype, partial(_gated, op, name, dtype, bits, backend, device))
+        yield case("activation", dtype, partial(_custom, dtype, backend, device))

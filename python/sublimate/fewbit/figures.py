@@ -38,7 +38,7 @@ def draw(
     """
     import matplotlib
 
-    style = {
+    style: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 10,
         "axes.edgecolor": _FAINT,
