@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 def ordinary_tensors() -> Iterator[None]:
     """Inside, tensors are ordinary ones with data, on the CPU by default, whatever the caller does.
 
-    A cached table made under inference mode could not be saved for backward later; under a fake mode
-    or ``torch.device("meta")`` it would hold no data; under a torch.func transform it would belong to
-    a level that ends with the call.
+    A cached table made under inference mode could not be saved for backward later; under a fake
+    mode or ``torch.device("meta")`` it would hold no data; under a torch.func transform it would
+    belong to a level that ends with the call.
     """
     with (
         torch.inference_mode(False),

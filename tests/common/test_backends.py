@@ -60,8 +60,8 @@ call = _native.Library.call
 _native.Library.call = lambda self, *a: (count.append(self.module), call(self, *a))
 def ran(f):
     count.clear(); f(); return "cpu" if count else "reference"
-print(sublimate.get_backend(), ran(lambda: fewbit.gelu(x)), ran(lambda: fewbit.gelu(x, backend="cpu")),
-      end=" ")
+print(sublimate.get_backend(), ran(lambda: fewbit.gelu(x)), end=" ")
+print(ran(lambda: fewbit.gelu(x, backend="cpu")), end=" ")
 with sublimate.use_backend("cpu"):
     print(ran(lambda: fewbit.gelu(x)), end=" ")
 sublimate.set_backend("auto")
@@ -85,10 +85,15 @@ def test_environment_variable():
 
 def test_bad_environment_variable():
     done = subprocess.run(
-        [sys.executable, "-c", "import sublimate"], env=environment("gpu"), capture_output=True, text=True
+        [sys.executable, "-c", "import sublimate"],
+        env=environment("gpu"),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode != 0
-    assert "ValueError: SUBLIMATE_BACKEND: expected one of" in done.stderr and "'gpu'" in done.stderr
+    assert (
+        "ValueError: SUBLIMATE_BACKEND: expected one of" in done.stderr and "'gpu'" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("call", [sublimate.set_backend, sublimate.use_backend])
@@ -102,7 +107,11 @@ def test_bad_names(call):
 
 
 def test_state_is_restored_after_an_exception():
-    with pytest.raises(ZeroDivisionError), sublimate.use_backend("cpu"), sublimate.use_backend("reference"):
+    with (
+        pytest.raises(ZeroDivisionError),
+        sublimate.use_backend("cpu"),
+        sublimate.use_backend("reference"),
+    ):
         raise ZeroDivisionError
     assert sublimate.get_backend() == "auto"
     context = sublimate.use_backend("cpu")
@@ -148,7 +157,9 @@ def family(monkeypatch):
     def register(**backends):
         for name, (off, against) in backends.items():
             _backends.register(
-                _backends.Backend("made", name, lambda off=off: off, lambda d, t, a=against: list(a))
+                _backends.Backend(
+                    "made", name, lambda off=off: off, lambda d, t, a=against: list(a)
+                )
             )
 
     yield register
@@ -176,7 +187,7 @@ def test_named_backend_gives_every_reason(family):
 
 def test_nothing_would_work(family):
     family(cpu=("broken", []))
-    with pytest.raises(sublimate.BackendUnavailable, match="broken.*Would work: none"):
+    with pytest.raises(sublimate.BackendUnavailable, match=r"broken.*Would work: none"):
         _backends.resolve("made", "cpu", X)
 
 
@@ -201,7 +212,7 @@ def test_auto_takes_the_first_that_can(family):
 
 
 def test_forget(family):
-    """What was chosen is remembered until forgotten: an installation that changes in one process."""
+    """What was chosen is remembered until forgotten, when an installation changes."""
     family(reference=(None, []), cpu=("not yet", []))
     assert _backends.resolve("made", None, X) == "reference"
     family(cpu=(None, []))

@@ -91,6 +91,10 @@ TENSORS = [
 ]
 
 
+#: Tensors of one element per element of the input.
+ELEMENTS = ("x", "y", "grad", "dx", "gate", "up", "dy", "kept", "dgate", "dup")
+
+
 def run(op, **changes):
     function, make = OPS[op]
     function(*{**make(), **changes}.values())
@@ -104,7 +108,9 @@ def test_the_unchanged_arguments_are_good(op):
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_wrong_device(op, name):
     value = OPS[op][1]()[name]
-    with pytest.raises(NativeError, match=f"^{op}: {name} (is on meta, the kernel needs cpu|has strides)"):
+    with pytest.raises(
+        NativeError, match=f"^{op}: {name} (is on meta, the kernel needs cpu|has strides)"
+    ):
         run(op, **{name: value.to("meta")})
 
 
@@ -114,7 +120,9 @@ def test_wrong_dtype(op, name):
     # x and its like set the dtype of the rest: for them a dtype no kernel has.
     leading = name in ("x", "grad", "gate", "dy")
     wrong = torch.int16 if leading or value.dtype != torch.float32 else torch.float64
-    with pytest.raises(NativeError, match=f"^{op}: {name} has torch.{str(wrong)[6:]}, the kernel needs"):
+    with pytest.raises(
+        NativeError, match=f"^{op}: {name} has torch.{str(wrong)[6:]}, the kernel needs"
+    ):
         run(op, **{name: value.to(wrong)})
 
 
@@ -127,16 +135,16 @@ def test_wrong_size(op, name):
     else:
         longer = torch.cat([value, value[:1]])
         name_in_message = name
-    with pytest.raises(NativeError, match=f"^{op}: {name_in_message} has (shape|{len(longer)} elements)"):
+    with pytest.raises(
+        NativeError, match=f"^{op}: {name_in_message} has (shape|{len(longer)} elements)"
+    ):
         run(op, **{name: longer})
     if name not in ("x", "grad", "gate", "dy"):
         with pytest.raises(NativeError, match=f"^{op}: {name} has"):
             run(op, **{name: value[:-1]})
 
 
-@pytest.mark.parametrize(
-    ("op", "name"), [t for t in TENSORS if t[1] in ("x", "y", "grad", "dx", "gate", "up", "dy", "kept", "dgate", "dup")]
-)  # fmt: skip
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in TENSORS if name in ELEMENTS])
 def test_wrong_layout(op, name):
     """Holes and other strides: the kernel walks memory, so all must share one dense layout."""
     value = OPS[op][1]()[name]
@@ -156,7 +164,9 @@ def test_lazy_negative():
 
 
 def test_table_guards():
-    with pytest.raises(NativeError, match="fewbit_fwd: expected at most 255 contiguous borders, got 256"):
+    with pytest.raises(
+        NativeError, match="fewbit_fwd: expected at most 255 contiguous borders, got 256"
+    ):
         run("fewbit_fwd", borders=torch.arange(256.0), codes=torch.zeros(257, dtype=torch.uint8))
     with pytest.raises(NativeError, match="contiguous borders"):
         run("fewbit_fwd", borders=torch.arange(6.0)[::2])
@@ -204,7 +214,9 @@ def test_dense(shape, stride, expected):
 
 def test_missing_and_broken_modules(tmp_path):
     absent = _native.Library("sublimate._C_absent", "cpu")
-    with pytest.raises(NativeError, match=r"sublimate._C_absent was not built .*SUBLIMATE_SKIP_NATIVE"):
+    with pytest.raises(
+        NativeError, match=r"sublimate._C_absent was not built .*SUBLIMATE_SKIP_NATIVE"
+    ):
         absent.load()
     assert absent.reason() == absent.reason() != ""
     cuda = _native.Library("sublimate.absent._C_cuda", "cuda")
@@ -212,7 +224,7 @@ def test_missing_and_broken_modules(tmp_path):
     broken = tmp_path / "_C_broken.so"
     broken.write_bytes(b"no module")
     library = _native.Library("sublimate._C_broken", "cpu", file=broken)
-    with pytest.raises(NativeError, match="_C_broken is installed but does not load: .*torch"):
+    with pytest.raises(NativeError, match=r"_C_broken is installed but does not load: .*torch"):
         library.load()
 
 
@@ -232,7 +244,13 @@ def test_number_of_threads_changes_nothing(n, dtype):
             y = fewbit.gelu(leaf, backend="cpu", **call)
             out += [y.detach(), y.grad_fn.saved_tensors[0], torch.autograd.grad(y, leaf, x)[0]]
         gate = x.clone().requires_grad_()
-        y = fewbit.swiglu(gate[: n - 1].view(-1, 2), gate[1:].view(-1, 2), keep="gate", backend="cpu") if n % 2 else y
+        y = (
+            fewbit.swiglu(
+                gate[: n - 1].view(-1, 2), gate[1:].view(-1, 2), keep="gate", backend="cpu"
+            )
+            if n % 2
+            else y
+        )
         return [*out, y.detach()]
 
     before = torch.get_num_threads()

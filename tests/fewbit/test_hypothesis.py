@@ -97,7 +97,7 @@ def tables(draw):
 @settings(max_examples=150)
 @given(table=tables(), x=views())
 def test_tables(table, x):
-    """Any table, also borders that collapse in 16 bits, against searchsorted in the input's dtype."""
+    """Any table, also borders that collapse in 16 bits: searchsorted in the input's dtype."""
     bits, borders, codes, levels = table
     acc = R.accumulator(x.dtype)
     packed = ops.fewbit_encode(x, borders.to(acc), codes, levels.to(acc), None, bits, "cpu")
@@ -126,7 +126,7 @@ def test_gated(x, bits, keep, unit):
     for backend in ("cpu", "reference"):
         leaves = [t.detach().requires_grad_() for t in (x, up)]
         y = getattr(fewbit, unit)(*leaves, bits=bits, keep=keep, backend=backend)
-        words = [t for t in y.grad_fn.saved_tensors if t.dtype == torch.int32][0]
+        words = next(t for t in y.grad_fn.saved_tensors if t.dtype == torch.int32)
         results.append((words, *torch.autograd.grad(y, leaves, x * 2 - 1), y.detach()))
     (words, *ours), (due_words, *due) = results
     assert_same_bits(words, due_words)
