@@ -43,7 +43,7 @@ def check(lane, x: Tensor, grad: Tensor, name: str = "silu") -> tuple[Tensor, Te
     assert_parity(y, truth_of(name, (), cx), eager) if lane.backend != "reference" else (
         assert_same_bits(y, eager)
     )
-    assert y.stride() == torch.empty_like(x).stride() and not y.is_conj()
+    assert y.stride() == torch.empty_like(x).stride() or x.numel() == 0
     order = R.dense_order(cx)
     assert_same_bits(packed_of(y), R.pack(R.flatten(code, order), bits))
     (dx,) = torch.autograd.grad(y, leaf, grad)
