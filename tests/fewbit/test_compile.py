@@ -1,4 +1,4 @@
-"""torch.compile(fullgraph=True): equal to eager, dynamic shapes, and no recompilation without need."""
+"""torch.compile(fullgraph=True): equal to eager, dynamic shapes, no needless recompilation."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_two_dimensions_then_four(backend):
 
 
 def test_switching_the_backend_recompiles(calls):
-    """The setting is guarded: the compiled function follows it, both ways, without a stale graph."""
+    """The setting is guarded: the compiled function follows it, both ways, with no stale graph."""
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda x: fewbit.gelu(x) * 2, fullgraph=True, backend=counter)
     x = samples(100, torch.float32, odd=False)
@@ -216,7 +216,7 @@ def test_without_gradient(calls):
 
 
 def test_codebook_and_callable_arguments():
-    """A fitted codebook goes through; a callable without a kernel does, one graph, deterministic."""
+    """A fitted codebook goes through; so does a callable without a kernel, in one graph."""
     book = fewbit.fit_codebook("gelu", 3, std=2.0)
     x = samples(300, torch.float32, odd=False)
     for f in (
@@ -230,9 +230,9 @@ def test_codebook_and_callable_arguments():
 def test_checkpointing_inside():
     from torch.utils.checkpoint import checkpoint
 
-    f = lambda t: checkpoint(
-        lambda s: fewbit.gelu(s * 2, backend="cpu") * s, t, use_reentrant=False
-    )  # noqa: E731
+    def f(t):
+        return checkpoint(lambda s: fewbit.gelu(s * 2, backend="cpu") * s, t, use_reentrant=False)
+
     x = samples(300, torch.float32, odd=False)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     assert_equal(both(compiled, x), both(f, x))
@@ -251,7 +251,7 @@ def test_export():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "dynamic"])
 def test_inductor(kind, calls):
-    """The default backend: our op stays opaque between generated kernels, in training and without."""
+    """The default backend: our op stays opaque between generated kernels, training or not."""
     model = nn.Sequential(nn.Linear(16, 32), fewbit.GELU(bits=3, backend="cpu"), nn.Linear(32, 8))
     compiled = torch.compile(model, fullgraph=True, dynamic=kind == "dynamic")
     for n in (20, 33):

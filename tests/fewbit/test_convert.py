@@ -1,4 +1,4 @@
-"""convert and restore: what is replaced, what is said about the rest, and that errors change nothing."""
+"""convert and restore: what is replaced, what is said of the rest, errors change nothing."""
 
 from __future__ import annotations
 
@@ -112,12 +112,14 @@ def test_originals_are_no_submodules():
     assert isinstance(model[1], fewbit.GELU)
 
 
-# ------------------------------------------------------------------------ functions held as attributes
+# --------------------------------------------------------------------- functions held as attributes
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", F.silu, torch.tanh], ids=lambda f: str(getattr(f, "__name__", f)))
+@pytest.mark.parametrize(
+    "activation", ["relu", "gelu", F.silu, torch.tanh], ids=lambda f: str(getattr(f, "__name__", f))
+)
 def test_transformer_encoder_layer(activation, calls):
-    """torch keeps its activation as a function; it is replaced, restored as the very same object."""
+    """torch keeps its activation as a function; it is replaced, and restored as the same object."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, activation, batch_first=True)
     original = layer.activation
     x = samples((2, 5, 8), torch.float32, odd=False)
@@ -241,7 +243,7 @@ def test_same_name_elsewhere_is_left_alone():
     assert fewbit.convert(model).replaced == []
 
 
-# ------------------------------------------------------------------------------- what it says it left
+# ----------------------------------------------------------------------------- what it says it left
 
 
 class Functional(nn.Module):
@@ -396,7 +398,9 @@ def test_calibration_of_modules_already_few_bit():
     fewbit.convert(model, bits=1, calibrate=[samples((200, 4), torch.float32, odd=False) * 3])
     assert [m.bits for m in model] == [4, 2, 1]
     assert model[1].borders.numel() == 0 and model[1].codebook.mode == "stochastic"
-    for m, default in zip(model, (fewbit.GELU(bits=4), fewbit.SiLU(bits=2, stochastic=True)), strict=False):
+    for m, default in zip(
+        model, (fewbit.GELU(bits=4), fewbit.SiLU(bits=2, stochastic=True)), strict=False
+    ):
         assert m.levels.tolist() != default.levels.tolist()
     with pytest.raises(ValueError, match='mode="stochastic"'):
         model[1].codebook = fewbit.fit_codebook("silu", 2)
@@ -417,7 +421,7 @@ def test_layers_that_never_ran_keep_the_default():
     assert model.used.levels.tolist() != model.spare.levels.tolist()
 
 
-# -------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -429,7 +433,11 @@ def test_layers_that_never_ran_keep_the_default():
         ({"bits": 2.0}, TypeError, "bits: expected an int from 1 to 4, got float"),
         ({"calibrate": 7}, TypeError, "calibrate: expected an iterable of batches, got int"),
         ({"calibrate": torch.zeros(3)}, TypeError, "calibrate: expected an iterable of batches"),
-        ({"calibrate": ["text"]}, TypeError, "calibrate: expected batches that are tensors, tuples"),
+        (
+            {"calibrate": ["text"]},
+            TypeError,
+            "calibrate: expected batches that are tensors, tuples",
+        ),
         ({"calibrate": [torch.zeros(3, 99)]}, RuntimeError, "shapes cannot be multiplied"),
         ({"calibrate": [torch.full((9, 4), torch.nan)]}, ValueError, "samples"),
         ({"calibrate": [torch.zeros(1, 4)]}, ValueError, "samples"),

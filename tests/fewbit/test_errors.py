@@ -99,9 +99,19 @@ def test_codebook(name):
     with raises(ValueError, "codebook: expected a codebook of bits=2", "got 3"):
         f(X, bits=2, codebook=BOOK)
     with raises(ValueError, "codebook: expected a codebook of bits=3", "got 4"):
-        f(X, codebook=fewbit.Codebook.from_dict({**BOOK.to_dict(), "bits": 4, "levels": [0.0] * 16}))
-    for wrong, got in ((GATED, "GatedCodebook"), ({}, "dict"), ("gelu", "str"), (torch.ones(8), "Tensor")):
-        with raises(TypeError, "codebook: expected a sublimate.fewbit.Codebook or None", f"got {got}"):
+        f(
+            X,
+            codebook=fewbit.Codebook.from_dict({**BOOK.to_dict(), "bits": 4, "levels": [0.0] * 16}),
+        )
+    for wrong, got in (
+        (GATED, "GatedCodebook"),
+        ({}, "dict"),
+        ("gelu", "str"),
+        (torch.ones(8), "Tensor"),
+    ):
+        with raises(
+            TypeError, "codebook: expected a sublimate.fewbit.Codebook or None", f"got {got}"
+        ):
             f(X, codebook=wrong)
 
 
@@ -140,7 +150,11 @@ SEEDS = [
     (torch.tensor([1]), TypeError, ("0-dim int64 tensor", "got a 1-dim tensor of torch.int64")),
     (torch.tensor(1.0), TypeError, ("0-dim int64 tensor", "got a 0-dim tensor of torch.float32")),
     (torch.tensor(1, dtype=torch.int32), TypeError, ("0-dim int64", "torch.int32")),
-    (torch.empty((), dtype=torch.int64, device="meta"), ValueError, ("a tensor on cpu", "got meta")),
+    (
+        torch.empty((), dtype=torch.int64, device="meta"),
+        ValueError,
+        ("a tensor on cpu", "got meta"),
+    ),
 ]
 
 
@@ -218,7 +232,7 @@ def test_modules(call, error, parts):
         call()
 
 
-# -------------------------------------------------------------------------------- gated and activation
+# ----------------------------------------------------------------------------- gated and activation
 
 
 @pytest.mark.parametrize("unit", [fewbit.swiglu, fewbit.geglu])
@@ -250,7 +264,9 @@ def test_gated(unit):
 
 
 def test_gated_codebook_of_another_function():
-    with raises(ValueError, "codebook: expected a codebook of gelu with bits=3", "got silu, 3 bits"):
+    with raises(
+        ValueError, "codebook: expected a codebook of gelu with bits=3", "got silu, 3 bits"
+    ):
         fewbit.geglu(X, X, codebook=GATED)
     with raises(ValueError, "codebook: expected a codebook of gelu_tanh", "got silu"):
         fewbit.geglu(X, X, approximate="tanh", codebook=GATED)
@@ -277,13 +293,15 @@ def test_activation():
 def test_activation_of_something_not_elementwise():
     book = fewbit.fit_codebook(lambda t: t.sin(), 2)
     leaf = X.clone().requires_grad_()
-    with raises(ValueError, "fn: expected an elementwise function keeping shape (4, 8)", "got (4,)"):
+    with raises(
+        ValueError, "fn: expected an elementwise function keeping shape (4, 8)", "got (4,)"
+    ):
         fewbit.activation(leaf, book, fn=lambda t: t.sum(1), backend="cpu")
     with raises(ValueError, "fn: expected an elementwise function", "got (4, 8) and torch.float64"):
         fewbit.activation(leaf, book, fn=lambda t: t.double().sin(), backend="cpu")
 
 
-# ------------------------------------------------------------------------------------------- backend
+# ------------------------------------------------------------------------------------------ backend
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -318,7 +336,9 @@ def test_unavailable_is_a_runtime_error_with_every_reason():
 
 
 def test_cpu_backend_refuses_tensors_elsewhere():
-    with raises(sublimate.BackendUnavailable, "needs tensors on cpu, got meta", "Would work: reference"):
+    with raises(
+        sublimate.BackendUnavailable, "needs tensors on cpu, got meta", "Would work: reference"
+    ):
         fewbit.gelu(torch.empty(3, device="meta"), backend="cpu")
 
 

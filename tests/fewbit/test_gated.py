@@ -1,4 +1,4 @@
-"""swiglu and geglu: forward, both gradients by their formulas, and how far these are from the exact."""
+"""swiglu and geglu: forward, both gradients by their formulas, and how far from exact these are."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_codes_are_the_same_bytes(kernel, keep, dtype):
         leaves = [put(t).detach().requires_grad_() for t in (gate, up)]
         y = fewbit.swiglu(*leaves, keep=keep, backend=backend)
         saved = [t.cpu() for t in y.grad_fn.saved_tensors]
-        packed[backend] = [t for t in saved if t.dtype == torch.int32][0]
+        packed[backend] = next(t for t in saved if t.dtype == torch.int32)
     assert_same_bits(packed[kernel.backend], packed["reference"])
     assert len(packed["reference"].unique()) > 20
 
@@ -227,8 +227,9 @@ def test_own_codebook(lane):
 
 # ----------------------------------------------------------------------------- documented errors
 
-#: Relative L2 error of (dgate, dup) in percent for independent N(0, 1) gate, up and dy, by bits 1-4;
-#: the table of python/sublimate/fewbit/README.md. keep="gate" is exact in up, to fp32 rounding.
+#: Relative L2 error of (dgate, dup) in percent for independent N(0, 1) gate, up and dy, by bits
+#: 1-4; the table of the README in python/sublimate/fewbit. keep="gate" is exact in up, to fp32
+#: rounding.
 ERRORS = {
     ("swiglu", "up"): [(35.64, 53.17), (19.56, 28.95), (10.19, 15.37), (5.138, 8.097)],
     ("swiglu", "gate"): [(60.21, 0.0), (34.15, 0.0), (18.50, 0.0), (9.646, 0.0)],

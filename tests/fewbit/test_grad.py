@@ -1,6 +1,8 @@
-"""What autograd sees: the quantised gradient, its unbiased form, checkpointing, what is not computed."""
+"""What autograd sees: the quantised gradient, its unbiased form, checkpoints, no needless work."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def gradient(f, x, dy):
     return y, dx
 
 
-# ---------------------------------------------------------------------------- the quantised function
+# --------------------------------------------------------------------------- the quantised function
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
@@ -309,12 +311,12 @@ def test_activation_of_a_callable_stochastic(lane, dtype):
     v = d.clamp(levels[0], levels[-1])
     for seed in (0, 99, 2**62 + 1):
         _, dx = gradient(
-            lambda t: fewbit.activation(
-                t,
-                book,
+            partial(
+                fewbit.activation,
+                codebook=book,
                 stochastic=True,
                 seed=seed,
-                backend=lane.backend,  # noqa: B023
+                backend=lane.backend,
             ),
             lane.put(x),
             lane.put(dy),
@@ -329,7 +331,7 @@ def test_activation_of_a_callable_stochastic(lane, dtype):
 @pytest.mark.parametrize("stochastic", [False, True], ids=["deterministic", "stochastic"])
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "expanded"])
 def test_activation_of_a_callable_keeps_elements_apart(lane, layout, stochastic):
-    """f and f' may come in another layout than x; codes follow x's memory, the gradient its shape."""
+    """f and f' may come in another layout than x; codes follow x's memory, dx its shape."""
     mode = {"mode": "stochastic"} if stochastic else {}
     book = fewbit.fit_codebook(bump, 3, **mode)
     x = lane.put(samples((2, 6, 5, 7), torch.float32, odd=False))

@@ -73,12 +73,12 @@ def test_functions(results, dtype):
         what = f"{name}{params} {bits} bits"
         borders, codes, levels = default_tables(name, params, bits, dtype)
         code = code_of(name, params, x, borders, codes)
-        assert_same_bits(results["words", *key], R.pack(code, bits), what)
-        assert_same_bits(results["gradient", *key], exact_product(code, levels, grad), what)
+        assert_same_bits(results[("words", *key)], R.pack(code, bits), what)
+        assert_same_bits(results[("gradient", *key)], exact_product(code, levels, grad), what)
         eager = EAGER[name](x, *params)
         scale = x.nan_to_num(0.0, 0.0, 0.0) if name in CANCELLING else None
         truth = truth_of(name, params, x)
-        assert_parity(results["value", *key], truth, eager, scale=scale, what=what)
+        assert_parity(results[("value", *key)], truth, eager, scale=scale, what=what)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=variant_id)

@@ -87,7 +87,9 @@ def test_bits(case, bits):
     assert len(both(module, x)[1].div(upstream(300, torch.float32)).round(decimals=4).unique()) > 1
 
 
-@pytest.mark.parametrize("name", ["SiLU", "ELU", "CELU", "SELU", "Mish", "Hardswish", "ReLU", "ReLU6"])
+@pytest.mark.parametrize(
+    "name", ["SiLU", "ELU", "CELU", "SELU", "Mish", "Hardswish", "ReLU", "ReLU6"]
+)
 def test_inplace_is_taken_and_changes_nothing(name):
     module = getattr(fewbit, name)(inplace=True)
     x = samples(100, torch.float32, odd=False)
@@ -101,7 +103,9 @@ def test_inplace_is_taken_and_changes_nothing(name):
     assert_same_bits(fewbit.Hardtanh(-1.0, 1.0, inplace=True)(x), nn.functional.hardtanh(x))
 
 
-@pytest.mark.parametrize("unit", [fewbit.SwiGLU, fewbit.GEGLU, lambda **o: fewbit.GEGLU("tanh", **o)])
+@pytest.mark.parametrize(
+    "unit", [fewbit.SwiGLU, fewbit.GEGLU, lambda **o: fewbit.GEGLU("tanh", **o)]
+)
 @pytest.mark.parametrize("keep", ["up", "gate"])
 def test_gated_modules(unit, keep):
     module = unit(bits=2, keep=keep, backend="cpu")
@@ -170,7 +174,10 @@ def spoilt(**changes):
 
 
 CORRUPT = {
-    "borders-descending": (spoilt(borders=lambda t: t.flip(0)), "borders must be strictly ascending"),
+    "borders-descending": (
+        spoilt(borders=lambda t: t.flip(0)),
+        "borders must be strictly ascending",
+    ),
     "borders-nan": (spoilt(borders=lambda t: t.fill_(torch.nan)), "borders must be finite"),
     "borders-too-few": (spoilt(borders=lambda t: t[:-1]), "codes must have"),
     "code-too-large": (spoilt(codes=lambda t: t.fill_(4)), r"codes of 2 bits must be in \[0, 4\)"),
@@ -197,7 +204,7 @@ def test_incomplete_codebook_is_rejected():
     module = fewbit.GELU(bits=2)
     state = module.state_dict()
     del state["levels"]
-    with pytest.raises(RuntimeError, match='Missing key.*"levels"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"levels"'):
         module.load_state_dict(state)
 
 
@@ -209,14 +216,15 @@ def test_stochastic_codebook_round_trip():
     assert target.codebook.mode == "stochastic"
 
 
-# ---------------------------------------------------------------------------------- moves and copies
+# --------------------------------------------------------------------------------- moves and copies
 
 
 @pytest.mark.parametrize(
     "cast",
     [
         lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.float(),
-        lambda m: m.to(torch.bfloat16), lambda m: m.to("cpu", torch.float64), lambda m: m.type(torch.half),
+        lambda m: m.to(torch.bfloat16), lambda m: m.to("cpu", torch.float64),
+        lambda m: m.type(torch.half),
     ],
     ids=["half", "bfloat16", "double", "float", "to-bfloat16", "to-cpu-float64", "type-half"],
 )  # fmt: skip
@@ -290,10 +298,12 @@ def test_codebook_property():
         assert getattr(read, table).tolist() == getattr(fitted, table).tolist()
     assert read.mse == fitted.mse and read.bits == 2 and read.name == "gelu"
     x = samples(100, torch.float32, odd=False)
-    assert_equal(both(module, x), both(lambda t: fewbit.gelu(t, bits=2, codebook=fitted, backend="cpu"), x))
+    assert_equal(
+        both(module, x), both(lambda t: fewbit.gelu(t, bits=2, codebook=fitted, backend="cpu"), x)
+    )
     with pytest.raises(ValueError, match="codebook: expected a codebook of bits=2, got 3"):
         module.codebook = fewbit.fit_codebook("gelu", 3)
-    with pytest.raises(TypeError, match="codebook: expected a sublimate.fewbit.Codebook"):
+    with pytest.raises(TypeError, match=r"codebook: expected a sublimate\.fewbit\.Codebook"):
         module.codebook = "gelu"
     assert module.codebook.levels.tolist() == fitted.levels.tolist()
 
@@ -328,7 +338,7 @@ def test_backend_of_a_module(calls):
     fewbit.ReLU(backend="cpu")(x)
     assert calls["cpu"] == 2
     for make in (fewbit.GELU, fewbit.ReLU, fewbit.SwiGLU):
-        with pytest.raises(ValueError, match="backend: expected one of .* got 'gpu'"):
+        with pytest.raises(ValueError, match=r"backend: expected one of .* got 'gpu'"):
             make(backend="gpu")
 
 

@@ -1,10 +1,9 @@
-"""Codebooks of unusual shape: few or many borders, repeated and permuted codes, all backends alike."""
+"""Codebooks of unusual shape: few or many borders, repeated or permuted codes, every backend."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-
 from sublimate import fewbit
 from sublimate.fewbit import reference
 
