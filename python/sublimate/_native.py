@@ -159,12 +159,12 @@ def _guard(
 
 def dense(t: Tensor) -> bool:
     """Whether t covers its memory exactly once: strides of a permuted contiguous tensor."""
+    if t.numel() == 0:
+        return True
     expected = 1
     for stride, size in sorted(
         (stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1
     ):
-        if size == 0:
-            return True
         if stride != expected:
             return False
         expected *= size

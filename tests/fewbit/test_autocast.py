@@ -1,4 +1,4 @@
-"""Under autocast: the dtype that reaches an activation is that it works in, forward and back."""
+"""Under autocast: the dtype that reaches an activation is the one it works in, both ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.compile(fullgraph=True): equal to eager, dynamic shapes, no needless recompilation."""
+"""torch.compile(fullgraph=True): equal to eager, dynamic shapes, no recompilation without need."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_two_dimensions_then_four(backend):
 
 
 def test_switching_the_backend_recompiles(calls):
-    """The setting is guarded: the compiled function follows it, both ways, with no stale graph."""
+    """The setting is guarded: the compiled function follows it both ways, with no stale graph."""
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda x: fewbit.gelu(x) * 2, fullgraph=True, backend=counter)
     x = samples(100, torch.float32, odd=False)
@@ -216,7 +216,7 @@ def test_without_gradient(calls):
 
 
 def test_codebook_and_callable_arguments():
-    """A fitted codebook goes through; so does a callable without a kernel, in one graph."""
+    """A fitted codebook goes through, given to its function or to activation()."""
     book = fewbit.fit_codebook("gelu", 3, std=2.0)
     x = samples(300, torch.float32, odd=False)
     for f in (
@@ -251,7 +251,7 @@ def test_export():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "dynamic"])
 def test_inductor(kind, calls):
-    """The default backend: our op stays opaque between generated kernels, training or not."""
+    """The default backend: our op stays opaque between generated kernels."""
     model = nn.Sequential(nn.Linear(16, 32), fewbit.GELU(bits=3, backend="cpu"), nn.Linear(32, 8))
     compiled = torch.compile(model, fullgraph=True, dynamic=kind == "dynamic")
     for n in (20, 33):

@@ -1,4 +1,4 @@
-"""convert and restore: what is replaced, what is said of the rest, errors change nothing."""
+"""convert and restore: what is replaced, what is said of the rest, that errors change nothing."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def test_originals_are_no_submodules():
     assert isinstance(model[1], fewbit.GELU)
 
 
-# --------------------------------------------------------------------- functions held as attributes
+# ----------------------------------------------------------------- functions held as attributes
 
 
 @pytest.mark.parametrize(
     "activation", ["relu", "gelu", F.silu, torch.tanh], ids=lambda f: str(getattr(f, "__name__", f))
 )
 def test_transformer_encoder_layer(activation, calls):
-    """torch keeps its activation as a function; it is replaced, and restored as the same object."""
+    """torch keeps its activation as a function; it comes back as the very same object."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, activation, batch_first=True)
     original = layer.activation
     x = samples((2, 5, 8), torch.float32, odd=False)
@@ -243,7 +243,7 @@ def test_same_name_elsewhere_is_left_alone():
     assert fewbit.convert(model).replaced == []
 
 
-# ----------------------------------------------------------------------------- what it says it left
+# ------------------------------------------------------------------------ what it says it left
 
 
 class Functional(nn.Module):
@@ -421,7 +421,7 @@ def test_layers_that_never_ran_keep_the_default():
     assert model.used.levels.tolist() != model.spare.levels.tolist()
 
 
-# ------------------------------------------------------------------------------------------- errors
+# -------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

@@ -166,32 +166,92 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("call", "error", "parts"),
     [
-        (lambda: fewbit.gelu(X, approximate="erf"), ValueError, ("approximate: expected one of 'none', 'tanh'", "got 'erf'")),
-        (lambda: fewbit.gelu(X, approximate=None), TypeError, ("approximate: expected", "got NoneType")),
-        (lambda: fewbit.geglu(X, X, approximate="x"), ValueError, ("approximate: expected", "got 'x'")),
+        (
+            lambda: fewbit.gelu(X, approximate="erf"),
+            ValueError,
+            ("approximate: expected one of 'none', 'tanh'", "got 'erf'"),
+        ),
+        (
+            lambda: fewbit.gelu(X, approximate=None),
+            TypeError,
+            ("approximate: expected", "got NoneType"),
+        ),
+        (
+            lambda: fewbit.geglu(X, X, approximate="x"),
+            ValueError,
+            ("approximate: expected", "got 'x'"),
+        ),
         (lambda: fewbit.elu(X, NAN), ValueError, ("alpha: expected a number", "got nan")),
         (lambda: fewbit.elu(X, "1"), TypeError, ("alpha: expected a number", "got str '")),
-        (lambda: fewbit.elu(X, torch.tensor(1.0)), TypeError, ("alpha: expected a number", "got Tensor")),
+        (
+            lambda: fewbit.elu(X, torch.tensor(1.0)),
+            TypeError,
+            ("alpha: expected a number", "got Tensor"),
+        ),
         (lambda: fewbit.celu(X, 0), ValueError, ("alpha: expected a number other than 0", "got 0")),
         (lambda: fewbit.celu(X, 0.0), ValueError, ("alpha: expected a number other than 0",)),
         (lambda: fewbit.celu(X, NAN), ValueError, ("alpha: expected a number", "got nan")),
-        (lambda: fewbit.softplus(X, 0), ValueError, ("beta: expected a number other than 0", "got 0")),
+        (
+            lambda: fewbit.softplus(X, 0),
+            ValueError,
+            ("beta: expected a number other than 0", "got 0"),
+        ),
         (lambda: fewbit.softplus(X, NAN), ValueError, ("beta: expected a number", "got nan")),
-        (lambda: fewbit.softplus(X, 1.0, NAN), ValueError, ("threshold: expected a number", "got nan")),
+        (
+            lambda: fewbit.softplus(X, 1.0, NAN),
+            ValueError,
+            ("threshold: expected a number", "got nan"),
+        ),
         (lambda: fewbit.softplus(X, True), TypeError, ("beta: expected a number", "got bool")),
-        (lambda: fewbit.leaky_relu(X, NAN), ValueError, ("negative_slope: expected a number", "got nan")),
-        (lambda: fewbit.leaky_relu(X, None), TypeError, ("negative_slope: expected a number", "got NoneType")),
-        (lambda: fewbit.threshold(X, NAN, 0.0), ValueError, ("threshold: expected a number", "got nan")),
-        (lambda: fewbit.threshold(X, 0.0, "0"), TypeError, ("value: expected a number", "got str '")),
-        (lambda: fewbit.hardtanh(X, 2.0, 1.0), ValueError, ("min_val: expected at most max_val, 1.0", "got 2.0")),
-        (lambda: fewbit.hardtanh(X, NAN, 1.0), ValueError, ("min_val: expected a number", "got nan")),
-        (lambda: fewbit.hardtanh(X, 0.0, "1"), TypeError, ("max_val: expected a number", "got str '")),
-        (lambda: fewbit.hardshrink(X, -0.1), ValueError, ("lambd: expected a number of at least 0", "got -0.1")),
-        (lambda: fewbit.softshrink(X, -1), ValueError, ("lambd: expected a number of at least 0", "got -1")),
+        (
+            lambda: fewbit.leaky_relu(X, NAN),
+            ValueError,
+            ("negative_slope: expected a number", "got nan"),
+        ),
+        (
+            lambda: fewbit.leaky_relu(X, None),
+            TypeError,
+            ("negative_slope: expected a number", "got NoneType"),
+        ),
+        (
+            lambda: fewbit.threshold(X, NAN, 0.0),
+            ValueError,
+            ("threshold: expected a number", "got nan"),
+        ),
+        (
+            lambda: fewbit.threshold(X, 0.0, "0"),
+            TypeError,
+            ("value: expected a number", "got str '"),
+        ),
+        (
+            lambda: fewbit.hardtanh(X, 2.0, 1.0),
+            ValueError,
+            ("min_val: expected at most max_val, 1.0", "got 2.0"),
+        ),
+        (
+            lambda: fewbit.hardtanh(X, NAN, 1.0),
+            ValueError,
+            ("min_val: expected a number", "got nan"),
+        ),
+        (
+            lambda: fewbit.hardtanh(X, 0.0, "1"),
+            TypeError,
+            ("max_val: expected a number", "got str '"),
+        ),
+        (
+            lambda: fewbit.hardshrink(X, -0.1),
+            ValueError,
+            ("lambd: expected a number of at least 0", "got -0.1"),
+        ),
+        (
+            lambda: fewbit.softshrink(X, -1),
+            ValueError,
+            ("lambd: expected a number of at least 0", "got -1"),
+        ),
         (lambda: fewbit.softshrink(X, NAN), ValueError, ("lambd: expected a number", "got nan")),
         (lambda: fewbit.hardshrink(X, "a"), TypeError, ("lambd: expected a number", "got str '")),
     ],
-)  # fmt: skip
+)
 def test_parameters(call, error, parts):
     with raises(error, *parts):
         call()
@@ -203,13 +263,25 @@ def test_parameters(call, error, parts):
         (lambda: fewbit.CELU(0.0), ValueError, ("alpha: expected a number other than 0",)),
         (lambda: fewbit.ELU(NAN), ValueError, ("alpha: expected a number", "got nan")),
         (lambda: fewbit.Softplus(0), ValueError, ("beta: expected a number other than 0",)),
-        (lambda: fewbit.Softplus(1, "20"), TypeError, ("threshold: expected a number", "got str '")),
+        (
+            lambda: fewbit.Softplus(1, "20"),
+            TypeError,
+            ("threshold: expected a number", "got str '"),
+        ),
         (lambda: fewbit.GELU("erf"), ValueError, ("approximate: expected", "got 'erf'")),
         (lambda: fewbit.GEGLU("erf"), ValueError, ("approximate: expected", "got 'erf'")),
         (lambda: fewbit.Hardtanh(1.0, -1.0), ValueError, ("min_val: expected at most max_val",)),
         (lambda: fewbit.Hardshrink(-1.0), ValueError, ("lambd: expected a number of at least 0",)),
-        (lambda: fewbit.LeakyReLU(NAN), ValueError, ("negative_slope: expected a number", "got nan")),
-        (lambda: fewbit.Threshold("a", 0.0), TypeError, ("threshold: expected a number", "got str '")),
+        (
+            lambda: fewbit.LeakyReLU(NAN),
+            ValueError,
+            ("negative_slope: expected a number", "got nan"),
+        ),
+        (
+            lambda: fewbit.Threshold("a", 0.0),
+            TypeError,
+            ("threshold: expected a number", "got str '"),
+        ),
         (lambda: fewbit.ReLU(bits=2), ValueError, ("bits: expected an int from 1 to 1", "got 2")),
         (lambda: fewbit.GELU(bits=5), ValueError, ("bits: expected an int from 1 to 4", "got 5")),
         (lambda: fewbit.GELU(bits="3"), TypeError, ("bits: expected an int", "got str '")),
@@ -218,21 +290,45 @@ def test_parameters(call, error, parts):
         (lambda: fewbit.GELU(stochastic=1), TypeError, ("stochastic: expected a bool", "got int")),
         (lambda: fewbit.GELU(backend="gpu"), ValueError, ("backend: expected one of", "got 'gpu'")),
         (lambda: fewbit.SwiGLU(bits=0), ValueError, ("bits: expected an int from 1 to 4", "got 0")),
-        (lambda: fewbit.SwiGLU(keep="both"), ValueError, ("keep: expected one of 'up', 'gate'", "got 'both'")),
-        (lambda: fewbit.SwiGLU(codebook=BOOK), TypeError, ("codebook: expected a sublimate.fewbit.GatedCodebook",)),
-        (lambda: fewbit.GEGLU(codebook=GATED), ValueError, ("codebook: expected a codebook of gelu with bits=3", "got silu")),
-        (lambda: fewbit.GELU()(torch.arange(3)), TypeError, ("x: expected a tensor of float32", "got torch.int64")),
-        (lambda: fewbit.ReLU()(torch.arange(3)), TypeError, ("x: expected a tensor of float32", "got torch.int64")),
+        (
+            lambda: fewbit.SwiGLU(keep="both"),
+            ValueError,
+            ("keep: expected one of 'up', 'gate'", "got 'both'"),
+        ),
+        (
+            lambda: fewbit.SwiGLU(codebook=BOOK),
+            TypeError,
+            ("codebook: expected a sublimate.fewbit.GatedCodebook",),
+        ),
+        (
+            lambda: fewbit.GEGLU(codebook=GATED),
+            ValueError,
+            ("codebook: expected a codebook of gelu with bits=3", "got silu"),
+        ),
+        (
+            lambda: fewbit.GELU()(torch.arange(3)),
+            TypeError,
+            ("x: expected a tensor of float32", "got torch.int64"),
+        ),
+        (
+            lambda: fewbit.ReLU()(torch.arange(3)),
+            TypeError,
+            ("x: expected a tensor of float32", "got torch.int64"),
+        ),
         (lambda: fewbit.GELU()(3.0), TypeError, ("x: expected a torch.Tensor", "got float")),
-        (lambda: fewbit.SwiGLU()(X, X[:2]), ValueError, ("up: expected the shape of gate, (4, 8)", "got (2, 8)")),
+        (
+            lambda: fewbit.SwiGLU()(X, X[:2]),
+            ValueError,
+            ("up: expected the shape of gate, (4, 8)", "got (2, 8)"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_modules(call, error, parts):
     with raises(error, *parts):
         call()
 
 
-# ----------------------------------------------------------------------------- gated and activation
+# ------------------------------------------------------------------------ gated and activation
 
 
 @pytest.mark.parametrize("unit", [fewbit.swiglu, fewbit.geglu])
@@ -301,7 +397,7 @@ def test_activation_of_something_not_elementwise():
         fewbit.activation(leaf, book, fn=lambda t: t.double().sin(), backend="cpu")
 
 
-# ------------------------------------------------------------------------------------------ backend
+# ----------------------------------------------------------------------------------- backend
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

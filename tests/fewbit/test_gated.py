@@ -1,4 +1,4 @@
-"""swiglu and geglu: forward, both gradients by their formulas, and how far from exact these are."""
+"""swiglu and geglu: forward, both gradients by their formulas, and their distance to the exact."""
 
 from __future__ import annotations
 
@@ -225,11 +225,10 @@ def test_own_codebook(lane):
     assert (default[1] != dgate).any()
 
 
-# ----------------------------------------------------------------------------- documented errors
+# ------------------------------------------------------------------------- documented errors
 
 #: Relative L2 error of (dgate, dup) in percent for independent N(0, 1) gate, up and dy, by bits
-#: 1-4; the table of the README in python/sublimate/fewbit. keep="gate" is exact in up, to fp32
-#: rounding.
+#: 1-4; the table of python/sublimate/fewbit/README.md. keep="gate" is exact in up.
 ERRORS = {
     ("swiglu", "up"): [(35.64, 53.17), (19.56, 28.95), (10.19, 15.37), (5.138, 8.097)],
     ("swiglu", "gate"): [(60.21, 0.0), (34.15, 0.0), (18.50, 0.0), (9.646, 0.0)],

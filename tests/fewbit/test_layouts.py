@@ -94,6 +94,8 @@ VIEWS = {
     "expanded-scalar": lambda x: x[0, 0, :1].expand(65),
     "overlapping": lambda x: x.reshape(-1).as_strided((50, 30), (7, 1)),
     "unfolded": lambda x: x.reshape(-1).unfold(0, 33, 5),
+    "empty-sliced": lambda x: x[:0, 1:-1, ::2],
+    "empty-expanded": lambda x: x[:1, 3:3, :1].expand(8, 0, 10),
     "size-one-strides": lambda x: x.reshape(-1).as_strided((1, 40, 1), (7, 2, 999)),
 }
 

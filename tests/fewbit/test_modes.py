@@ -1,4 +1,4 @@
-"""Tables are made once and kept: the mode of the call that came first must not stay in them."""
+"""Tables are made once and kept: the mode of the first call must not stay in them."""
 
 from __future__ import annotations
 

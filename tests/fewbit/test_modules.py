@@ -216,18 +216,22 @@ def test_stochastic_codebook_round_trip():
     assert target.codebook.mode == "stochastic"
 
 
-# --------------------------------------------------------------------------------- moves and copies
+# ------------------------------------------------------------------------------ moves and copies
 
 
 @pytest.mark.parametrize(
     "cast",
     [
-        lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.float(),
-        lambda m: m.to(torch.bfloat16), lambda m: m.to("cpu", torch.float64),
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.double(),
+        lambda m: m.float(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.to("cpu", torch.float64),
         lambda m: m.type(torch.half),
     ],
     ids=["half", "bfloat16", "double", "float", "to-bfloat16", "to-cpu-float64", "type-half"],
-)  # fmt: skip
+)
 def test_tables_keep_their_dtype(cast):
     model = nn.Sequential(nn.Linear(4, 4), fewbit.GELU(bits=3, backend="cpu"))
     due = {k: v.clone() for k, v in model[1].state_dict().items()}
@@ -303,7 +307,7 @@ def test_codebook_property():
     )
     with pytest.raises(ValueError, match="codebook: expected a codebook of bits=2, got 3"):
         module.codebook = fewbit.fit_codebook("gelu", 3)
-    with pytest.raises(TypeError, match=r"codebook: expected a sublimate\.fewbit\.Codebook"):
+    with pytest.raises(TypeError, match="codebook: expected a sublimate"):
         module.codebook = "gelu"
     assert module.codebook.levels.tolist() == fitted.levels.tolist()
 

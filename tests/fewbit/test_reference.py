@@ -190,7 +190,7 @@ def test_pack_round_trip(n, bits):
 
 
 def test_words_by_hand():
-    # 33 codes of 2 bits: code 1 at element 0, 2 at 1, 3 at 31, 2 at 32.
+    # 33 codes of 2 bits: element 0 has code 1, 1 has 2, 31 has 3, 32 has 2, the others 0.
     codes = torch.zeros(33, dtype=torch.int64)
     codes[0], codes[1], codes[31], codes[32] = 1, 2, 3, 2
     low, high = 1 | 1 << 31, 1 << 1 | 1 << 31

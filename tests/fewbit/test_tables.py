@@ -1,9 +1,10 @@
-"""Codebooks of unusual shape: few or many borders, repeated or permuted codes, every backend."""
+"""Codebooks of unusual shape: few or many borders, repeated and permuted codes, all backends alike."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
 from sublimate import fewbit
 from sublimate.fewbit import reference
 

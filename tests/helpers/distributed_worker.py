@@ -1,4 +1,4 @@
-"""Run by test_distributed.py in each of two processes: a small MLP, DDP or FSDP2, gloo on CPU."""
+"""Run by test_distributed.py in each of two processes: an MLP under DDP or FSDP2, gloo on CPU."""
 
 from __future__ import annotations
 
