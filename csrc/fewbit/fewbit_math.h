@@ -10,14 +10,15 @@
 namespace sublimate::fewbit {
 
 // Ids are positions in reference.FUNCTIONS. (name, exact)
-#define SUBLIMATE_FEWBIT_FUNCTIONS(X)                                                         \
-  X(gelu, 0)                                                                                  \
-  X(gelu_tanh, 0)                                                                             \
-  X(silu, 0)                                                                                  \
-  X(sigmoid, 0) X(tanh, 0) X(elu, 0) X(celu, 0) X(selu, 0) X(softplus, 0) X(mish, 0)          \
-      X(hardswish, 0) X(logsigmoid, 0) X(softsign, 0) X(tanhshrink, 0) X(relu, 1) X(relu6, 1) \
-          X(leaky_relu, 1) X(threshold, 1) X(hardtanh, 1) X(hardsigmoid, 1) X(hardshrink, 1)  \
-              X(softshrink, 1)
+// clang-format off
+#define SUBLIMATE_FEWBIT_FUNCTIONS(X)                               \
+  X(gelu, 0) X(gelu_tanh, 0) X(silu, 0) X(sigmoid, 0)               \
+  X(tanh, 0) X(elu, 0) X(celu, 0) X(selu, 0)                        \
+  X(softplus, 0) X(mish, 0) X(hardswish, 0) X(logsigmoid, 0)        \
+  X(softsign, 0) X(tanhshrink, 0) X(relu, 1) X(relu6, 1)            \
+  X(leaky_relu, 1) X(threshold, 1) X(hardtanh, 1) X(hardsigmoid, 1) \
+  X(hardshrink, 1) X(softshrink, 1)
+// clang-format on
 
 enum class Fn : int {
 #define SUBLIMATE_X(name, exact) name,
