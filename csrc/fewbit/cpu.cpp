@@ -511,13 +511,19 @@ int backward_as(const Backward& k) {
     if constexpr (std::is_same_v<A, float>) {
       const __m512 table = _mm512_loadu_ps(levels.value);
       const bool stream = worth_streaming(dx, k.n * int64_t(sizeof(T)));
-      for (; base + GROUP <= end; base += GROUP) {
-        const uint32_t* word = k.packed + base / GROUP * k.bits;
-        __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-        codes32(word, k.bits, code);
-        const Vec low = _mm512_permutexvar_ps(code[0], table);
-        const Vec high = _mm512_permutexvar_ps(code[1], table);
-        store32(dx + base, low * load16(grad + base), high * load16(grad + base + 16), stream);
+      // Four groups are read before one is written: a read of the next elements whose address
+      // agrees with a pending write in its low 12 bits waits for it.
+      constexpr int AHEAD = 4;
+      for (; base + AHEAD * GROUP <= end; base += AHEAD * GROUP) {
+        Vec g[2 * AHEAD];
+        for (int q = 0; q < 2 * AHEAD; ++q) g[q] = load16(grad + base + 16 * q);
+        for (int q = 0; q < AHEAD; ++q) {
+          __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+          codes32(k.packed + (base / GROUP + q) * k.bits, k.bits, code);
+          const Vec low = _mm512_permutexvar_ps(code[0], table);
+          const Vec high = _mm512_permutexvar_ps(code[1], table);
+          store32(dx + base + q * GROUP, low * g[2 * q], high * g[2 * q + 1], stream);
+        }
       }
       if (stream) _mm_sfence();
     }
