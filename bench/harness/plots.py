@@ -79,6 +79,9 @@ def _label(case: str) -> str:
     return f"{op} {bits}\n{dtype}\n{size}"
 
 
+_HIGHEST = 2.5  # times eager, the top of the axes
+
+
 def _times(rows: list[dict[str, str]], path: Path) -> Path:
     """Bars of the median relative to eager, with p20 to p80; one row of axes a mode."""
     modes = [m for m in _MODES if any(r["mode"] == m for r in rows)]
@@ -101,10 +104,15 @@ def _times(rows: list[dict[str, str]], path: Path) -> Path:
                 label = provider if at == 0 else None
                 axes.bar(x, middle, 0.92 * width, color=colours[provider], label=label)
                 axes.errorbar(x, middle, spread, color="#2b2f36", lw=0.8)
+                if (
+                    middle > _HIGHEST
+                ):  # cut, so that the others can be read; its value says how much
+                    axes.text(x, _HIGHEST, f"{middle:.0f}", ha="center", va="top", fontsize=8)
                 if row["bar"]:
                     ends = (x - width / 2, x + width / 2)
                     axes.plot(ends, [float(row["bar"])] * 2, color="#b3261e", lw=1.6)
         axes.axhline(1, color=_COLOURS["eager"], lw=0.8)
+        axes.set_ylim(0, min(_HIGHEST, axes.get_ylim()[1]))
         axes.set_ylabel(f"{_MODES[mode]}\ntime / eager")
         axes.set_xticks(range(len(cases)), [_label(c) for c in cases])
     handles, labels = grid[0, 0].get_legend_handles_labels()
