@@ -231,10 +231,8 @@ template <class A>
 void encode_stochastic_block(const A* v, int n, int64_t first, int64_t seed,
                              const Levels<A>& levels, int bits, uint32_t* packed) {
   uint32_t code[BLOCK], word[BLOCK];
-  const uint32_t k0 = uint32_t(seed), k1 = uint32_t(uint64_t(seed) >> 32);
   for (int j = 0; j < (n + 3) / 4; ++j) {  // blocks start at multiples of 512
-    const uint64_t counter = uint64_t(first) / 4 + uint64_t(j);
-    const Philox4 r = philox4x32_10(uint32_t(counter), uint32_t(counter >> 32), 0, 0, k0, k1);
+    const Philox4 r = philox_words(uint64_t(seed), uint64_t(first) / 4 + uint64_t(j));
     for (int k = 0; k < 4; ++k) word[4 * j + k] = r.w[k];
   }
   const int inner = (1 << bits) - 2;

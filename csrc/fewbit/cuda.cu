@@ -211,9 +211,7 @@ __global__ void __launch_bounds__(THREADS, 1) forward_kernel(Forward f, int step
       visit(f.fn, DerivativeOf<A>{x, y, a, b});
 #pragma unroll
       for (int k = 0; k < EACH; k += 4) {
-        const uint64_t counter = uint64_t(i + k) / 4;
-        const Philox4 r = philox4x32_10(uint32_t(counter), uint32_t(counter >> 32), 0, 0,
-                                        uint32_t(seed), uint32_t(seed >> 32));
+        const Philox4 r = philox_words(seed, uint64_t(i + k) / 4);
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           code[k + q] = encode_stochastic(y[k + q], A(philox_uniform(r.w[q])), table, f.bits);

@@ -119,7 +119,7 @@ def _uniform(seed: Tensor, x: Tensor) -> Tensor:
     return reference.unflatten(flat, x.shape, reference.dense_order(x))
 
 
-def _covers(name: str, params: tuple[float, ...], codebook: Codebook) -> None:
+def _covers(codebook: Codebook) -> None:
     """Stochastic rounding is unbiased only between levels that enclose f'."""
     if codebook.mode != "stochastic":
         raise _checks.fail_value(
@@ -193,7 +193,7 @@ def _call(
         tables = _default_tables(name, bits, params, mode, x.device, reference.accumulator(x.dtype))
     else:
         if stochastic:
-            _covers(name, params, codebook)
+            _covers(codebook)
         tables = codebook_tables(codebook, x.device, reference.accumulator(x.dtype))
     needed = stochastic and wants_gradient(x)
     return apply_tables(
@@ -408,7 +408,7 @@ def activation(
     if not callable(f):
         raise _checks.fail_type("fn", "a callable", f)
     if stochastic:
-        _covers(codebook.name, (), codebook)
+        _covers(codebook)
     chosen = _backends.resolve("fewbit", backend, x)
     if not wants_gradient(x):
         return f(x)

@@ -56,7 +56,7 @@ class FewBitActivation(nn.Module):
         if codebook is None:
             codebook = default_codebook(name, bits, params, "stochastic" if stochastic else "auto")
         elif stochastic:
-            functional._covers(name, params, codebook)
+            functional._covers(codebook)
         self.name, self.params, self.bits = name, tuple(float(p) for p in params), bits
         self.stochastic, self.backend = stochastic, backend
         for buffer in _TABLE:
@@ -81,7 +81,7 @@ class FewBitActivation(nn.Module):
     def codebook(self, codebook: Codebook) -> None:
         functional._check_common(torch.zeros(()), self.bits, codebook, self.stochastic, None)
         if self.stochastic:
-            functional._covers(self.name, self.params, codebook)
+            functional._covers(codebook)
         tables = codebook.tensors("cpu", torch.float32)
         self._assigned = dict(zip(_TABLE, tables, strict=True))  # survives a stay on "meta"
         for buffer, table in self._assigned.items():

@@ -48,7 +48,7 @@ _library.define(
 
 def _alloc_packed(x: Tensor, bits: int) -> Tensor:
     """Words for the codes of x: ceil(n / 32) * bits int32."""
-    return x.new_empty((x.numel() + 31) // 32 * bits, dtype=torch.int32)
+    return x.new_empty(_native.fewbit_words(x.numel(), bits), dtype=torch.int32)
 
 
 def _alloc_fwd(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
