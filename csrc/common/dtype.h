@@ -9,7 +9,7 @@
 
 namespace sublimate {
 
-// The numbers are the binding's: python/sublimate/_native.py DTYPES.
+// The numbers are the binding's: python/sublimate/_native/__init__.py DTYPES.
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, f64 = 3 };
 
 struct half_t {

@@ -10,7 +10,6 @@
 
 namespace sublimate {
 
-// The numbers are the binding's: python/sublimate/_native.py STATUS.
 enum Status : int {
   kOk = 0,
   kBadDtype = -1,     // an element type the function has no code for

@@ -1,5 +1,5 @@
 // pybind11 face of the few-bit kernels, the same for _C and _C_cuda: raw addresses, int64 sizes.
-// python/sublimate/_native.py is the only caller and checks what the addresses mean.
+// python/sublimate/_native/fewbit.py is the only caller and checks what the addresses mean.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -20,6 +20,8 @@ from types import TracebackType
 
 import torch
 
+from . import _native
+
 logger = logging.getLogger("sublimate")
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -54,6 +56,40 @@ _registry: dict[tuple[str, str], Backend] = {}
 def register(backend: Backend) -> None:
     _registry[backend.family, backend.name] = backend
     forget()
+
+
+def triton_reason() -> str | None:
+    """Why no Triton kernel can run on this machine, or None."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton is not installed ({error}); pip install triton"
+    return None if triton.knobs.runtime.interpret else _native.driver_reason()
+
+
+def _triton_device() -> str:
+    """Device type of the tensors Triton takes: its interpreter without a driver takes the CPU's."""
+    return "cpu" if triton_reason() is None and _native.driver_reason() is not None else "cuda"
+
+
+def register_family(family: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Records of a family that has all four backends, each for every dtype in ``dtypes``."""
+
+    def on(wanted: Callable[[], str]) -> Callable[[str, torch.dtype], list[str]]:
+        def supports(device: str, dtype: torch.dtype) -> list[str]:
+            found = [] if device == wanted() else [f"needs tensors on {wanted()}, got {device}"]
+            if dtype not in dtypes:
+                found.append(f"no kernel for {dtype}")
+            return found
+
+        return supports
+
+    # Looked up when asked: tests put other libraries in place.
+    register(Backend(family, "reference", lambda: None, lambda device, dtype: []))
+    register(Backend(family, "cpu", lambda: _native.CPU.reason(), on(lambda: "cpu")))
+    register(Backend(family, "triton", triton_reason, on(_triton_device)))
+    cuda = on(lambda: _native.CUDA.device)
+    register(Backend(family, "cuda", lambda: _native.cuda_reason(), cuda))
 
 
 def registered(family: str) -> dict[str, Backend]:

@@ -81,13 +81,13 @@ def needs_cpu_kernels():
 
 def damage(monkeypatch, name, position, change):
     """Lets a native wrapper run and then changes one of its results."""
-    true = getattr(_native, name)
+    true = getattr(_native.fewbit, name)
 
     def wrapped(*arguments):
         true(*arguments)
         change(arguments[position])
 
-    monkeypatch.setattr(_native, name, wrapped)
+    monkeypatch.setattr(_native.fewbit, name, wrapped)
 
 
 def first_bit(packed):
@@ -95,12 +95,12 @@ def first_bit(packed):
 
 
 DAMAGES = {
-    "gradient": ("fewbit_bwd", 4, lambda dx: dx.mul_(1 + 2**-6)),
-    "one gradient": ("fewbit_bwd", 4, lambda dx: dx.view(-1)[-1].add_(0.5)),
-    "forward": ("fewbit_fwd", 2, lambda y: None if y is None else y.view(-1)[5].add_(0.5)),
-    "one code": ("fewbit_fwd", 3, first_bit),
-    "gated gradient": ("fewbit_gated_bwd", 9, lambda d: d.mul_(1 + 2**-6)),
-    "NaN": ("fewbit_bwd", 4, lambda dx: dx.view(-1)[7].fill_(float("nan"))),
+    "gradient": ("bwd", 4, lambda dx: dx.mul_(1 + 2**-6)),
+    "one gradient": ("bwd", 4, lambda dx: dx.view(-1)[-1].add_(0.5)),
+    "forward": ("fwd", 2, lambda y: None if y is None else y.view(-1)[5].add_(0.5)),
+    "one code": ("fwd", 3, first_bit),
+    "gated gradient": ("gated_bwd", 9, lambda d: d.mul_(1 + 2**-6)),
+    "NaN": ("bwd", 4, lambda dx: dx.view(-1)[7].fill_(float("nan"))),
 }
 
 
@@ -108,7 +108,7 @@ DAMAGES = {
 def test_check_finds_planted_failure(monkeypatch, kind):
     needs_cpu_kernels()
     name, position, change = DAMAGES[kind]
-    if name == "fewbit_fwd":
+    if name == "fwd":
         damage(monkeypatch, name, position, lambda t: None if t is None else change(flat(t)))
     else:
         damage(monkeypatch, name, position, lambda t: change(flat(t)))
@@ -129,7 +129,7 @@ def test_check_reports_a_kernel_that_raises(monkeypatch):
     def broken(*_):
         raise _native.NativeError("planted")
 
-    monkeypatch.setattr(_native, "fewbit_gated_fwd", broken)
+    monkeypatch.setattr(_native.fewbit, "gated_fwd", broken)
     code, report = report_of("--quick", "--backend", "cpu")
     red = [c for c in report["cases"] if not c["passed"]]
     assert code == 1

@@ -78,10 +78,10 @@ def gated_backward_arguments():
 
 
 OPS = {
-    "fewbit_fwd": (_native.fewbit_fwd, forward_arguments),
-    "fewbit_bwd": (_native.fewbit_bwd, backward_arguments),
-    "fewbit_gated_fwd": (_native.fewbit_gated_fwd, gated_arguments),
-    "fewbit_gated_bwd": (_native.fewbit_gated_bwd, gated_backward_arguments),
+    "fewbit_fwd": (_native.fewbit.fwd, forward_arguments),
+    "fewbit_bwd": (_native.fewbit.bwd, backward_arguments),
+    "fewbit_gated_fwd": (_native.fewbit.gated_fwd, gated_arguments),
+    "fewbit_gated_bwd": (_native.fewbit.gated_bwd, gated_backward_arguments),
 }
 TENSORS = [
     (op, name)

@@ -385,13 +385,13 @@ def test_checkpointing(lane, stochastic, reentrant, calls):
 def forwards(monkeypatch):
     """(bits, wrote packed) of every native forward."""
     seen = []
-    original = _native.fewbit_fwd
+    original = _native.fewbit.fwd
 
     def recorded(*arguments):
         seen.append(arguments[-2])
         return original(*arguments)
 
-    monkeypatch.setattr(_native, "fewbit_fwd", recorded)
+    monkeypatch.setattr(_native.fewbit, "fwd", recorded)
     return seen
 
 
@@ -417,13 +417,13 @@ def test_no_codes_without_need(forwards, stochastic):
 def test_only_the_wanted_gradient_of_a_gated_unit(monkeypatch):
     """needs_input_grad: the kernel gets a null pointer for the other branch."""
     wanted = []
-    original = _native.fewbit_gated_bwd
+    original = _native.fewbit.gated_bwd
 
     def recorded(*arguments):
         wanted.append((arguments[9] is not None, arguments[10] is not None))
         return original(*arguments)
 
-    monkeypatch.setattr(_native, "fewbit_gated_bwd", recorded)
+    monkeypatch.setattr(_native.fewbit, "gated_bwd", recorded)
     gate, up = (samples((4, 33), torch.float32, seed=s, odd=False) for s in (1, 2))
     for keep in ("up", "gate"):
         both = gate.clone().requires_grad_(), up.clone().requires_grad_()

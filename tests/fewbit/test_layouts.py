@@ -211,10 +211,10 @@ def test_writes_stay_inside(native, offset, n, dtype):
     rooms["grad"][1].copy_(grad)
     view = {name: room[1] for name, room in rooms.items()}
     mish = list(R.FUNCTIONS).index("mish")
-    _native.fewbit_fwd(
+    _native.fewbit.fwd(
         native, view["x"], view["y"], view["packed"], *tables, mish, 0.0, 0.0, BITS, None
     )
-    _native.fewbit_bwd(native, view["grad"], view["packed"], levels, view["dx"], BITS)
+    _native.fewbit.bwd(native, view["grad"], view["packed"], levels, view["dx"], BITS)
     for name, (whole, inside) in rooms.items():
         assert _untouched(whole, offset, inside.numel()), f"{name}: written outside"
     code = R.encode(x, borders, codes)
@@ -240,12 +240,12 @@ def test_gated_writes_stay_inside(native, keep, rows, inner, dtype):
         view[name].copy_(samples((rows, inner), dtype, seed=k, odd=False))
     scale = R.row_scale(view["up"]) if keep == "gate" else None
     silu = list(R.FUNCTIONS).index("silu")
-    _native.fewbit_gated_fwd(
+    _native.fewbit.gated_fwd(
         native, view["gate"], view["up"], view["y"], view["packed"], borders, codes, silu, BITS,
         scale, inner,
     )  # fmt: skip
     kept = view["up"] if keep == "up" else view["gate"]
-    _native.fewbit_gated_bwd(
+    _native.fewbit.gated_bwd(
         native, view["dy"], kept, view["packed"], levels, levels, scale, inner, silu,
         view["dgate"], view["dup"], BITS,
     )  # fmt: skip
@@ -353,7 +353,7 @@ def test_over_two_to_the_31_elements():
     none, code = torch.empty(0), torch.zeros(1, dtype=torch.uint8)
     levels = torch.tensor([0.25, 1.5])
     relu = list(R.FUNCTIONS).index("relu")
-    _native.fewbit_fwd("cpu", x, y, packed, none, code, levels, relu, 0.0, 0.0, bits, None)
+    _native.fewbit.fwd("cpu", x, y, packed, none, code, levels, relu, 0.0, 0.0, bits, None)
     for part, at in ((slice(0, period), 0), (slice(n - tail, n), n - tail)):
         positive = x[part] > 0
         assert_same_bits(y[part], torch.relu(x[part]))
@@ -363,7 +363,7 @@ def test_over_two_to_the_31_elements():
     y[:period] = 88
     y[-tail:] = 88
     due = exact_product((grad[-tail:] > 0).long(), levels, grad[-tail:])
-    _native.fewbit_bwd("cpu", grad, packed, levels, y, bits)
+    _native.fewbit.bwd("cpu", grad, packed, levels, y, bits)
     assert_same_bits(y[-tail:], due)
     assert_same_bits(y[:period], exact_product((grad[:period] > 0).long(), levels, grad[:period]))
     del x, y, grad, packed

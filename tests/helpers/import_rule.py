@@ -20,7 +20,7 @@ ROLES = ("modules", "functional", "autograd", "ops")
 #: What only ``ops`` may import.
 BOTTOM = (f"{PACKAGE}._native", KERNELS)
 #: All that reference.py may import besides the standard library.
-REFERENCE = ("torch", f"{PACKAGE}._autograd")
+REFERENCE = ("torch", *(f"{PACKAGE}.{m}" for m in ("_autograd", "_dtypes", "_philox", "_normal")))
 
 
 def sources(root: Path) -> dict[str, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 
 import pytest
 import torch
@@ -60,14 +63,23 @@ def counted_calls(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     with patch.context() as inner:
         inner.setattr(_native.Library, "call", counted)
-        if GPU:
-            from sublimate.kernels.fewbit import bwd, fwd
-
-            for module in (fwd, bwd):
-                for name in ("activation_fwd", "gated_fwd", "activation_bwd", "gated_bwd"):
-                    if hasattr(module, name):
-                        inner.setattr(module, name, _counted(counts, getattr(module, name)))
+        for module, name, launcher in _triton_launchers() if GPU else ():
+            inner.setattr(module, name, _counted(counts, launcher))
         yield counts
+
+
+def _triton_launchers() -> Iterator[tuple[ModuleType, str, FunctionType]]:
+    """(module, name, function) of every public host function of the families' Triton modules."""
+    from sublimate import kernels
+
+    for found in pkgutil.walk_packages(kernels.__path__, "sublimate.kernels."):
+        if found.name.rpartition(".")[2] not in ("fwd", "bwd"):
+            continue
+        module = importlib.import_module(found.name)
+        for name, value in list(vars(module).items()):
+            local = isinstance(value, FunctionType) and value.__module__ == module.__name__
+            if local and not name.startswith("_"):
+                yield module, name, value
 
 
 def _counted(counts: Counter[str], function):  # type: ignore[no-untyped-def]

@@ -10,7 +10,11 @@ MODULES = import_rule.sources(ROOT)
 
 
 def test_sources_are_all_there():
-    for name in ("sublimate.fewbit.ops", "sublimate._native", "sublimate.kernels.fewbit.fwd"):
+    for name in (
+        "sublimate.fewbit.ops",
+        "sublimate._native.fewbit",
+        "sublimate.kernels.fewbit.fwd",
+    ):
         assert name in MODULES
     assert "fewbit" in import_rule.families(MODULES)
     edges = import_rule.graph(MODULES)

@@ -104,7 +104,12 @@ def check_contents(names: list[str], native: bool) -> None:
     tops = {name.split("/")[0] for name in names}
     assert all(top == "sublimate" or top.endswith(".dist-info") for top in tops), tops
     assert not [n for n in names if "__pycache__" in n or n.endswith((".cu", ".cpp", ".h", ".o"))]
-    for needed in ("fewbit/codebooks.json", "py.typed", "kernels/fewbit/fwd.py", "_native.py"):
+    for needed in (
+        "fewbit/codebooks.json",
+        "py.typed",
+        "kernels/fewbit/fwd.py",
+        "_native/__init__.py",
+    ):
         assert f"sublimate/{needed}" in names
     shared = [n for n in names if n.endswith(".so")]
     assert shared == ([f"sublimate/_C{native_build.SUFFIX}"] if native else [])

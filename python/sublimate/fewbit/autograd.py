@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .._autograd import keep_signature, refuse_double_backward
+from .._dtypes import accumulator
 from .ops import NO_VMAP
-from .reference import NO_SECOND, accumulator
+from .reference import NO_SECOND
 
 ops = torch.ops.sublimate  # registered by importing .ops above
 

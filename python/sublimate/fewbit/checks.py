@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _parity, _philox
+from .._dtypes import accumulator
 from .._parity import Case, Measurement
 from . import functional, reference
 from . import gated as gated_units
@@ -106,7 +107,7 @@ def activation(
         code = function.predicate(here, *params).long()
     else:
         code = reference.encode(here, codebook.borders.float(), codebook.codes)
-    acc = reference.accumulator(x.dtype)
+    acc = accumulator(x.dtype)
     levels = codebook.levels
     if function is not None and function.exact_levels is not None:
         levels = torch.tensor(function.exact_levels(*params), dtype=torch.float64)
@@ -187,7 +188,7 @@ def _stochastic(
     tie = 1e-11 if dtype == torch.float64 else 1e-5
     edge = (margin.abs() < tie) | ((true.unsqueeze(-1) - levels).abs().amin(-1) < tie)
     q = levels[got.clamp(min=0)]
-    acc = reference.accumulator(dtype)
+    acc = accumulator(dtype)
     eager = (there.to(acc) * q.to(acc)).to(dtype)
     plain, truth = (function.forward(t, *function.defaults) for t in (x, here.double()))
     return [
@@ -230,7 +231,7 @@ def gated(
     dy: Tensor,
 ) -> list[Measurement]:
     """Measures a gated unit with its default codebook: ``activation`` for two inputs."""
-    acc, n = reference.accumulator(gate.dtype), gate.numel()
+    acc, n = accumulator(gate.dtype), gate.numel()
     leaves = [gate.detach().requires_grad_(), up.detach().requires_grad_()]
     y, kept = _call(call, *leaves)
     dgate, dup = torch.autograd.grad(y, leaves, dy)

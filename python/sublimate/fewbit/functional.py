@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _philox
+from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from . import reference
 from .autograd import FewBit, FewBitGiven, ops
@@ -187,14 +188,14 @@ def _call(
     params = tuple(float(p) for p in params)
     chosen = _backends.resolve("fewbit", backend, x)
     if exact:
-        tables = _exact_tables(name, params, x.device, reference.accumulator(x.dtype))
+        tables = _exact_tables(name, params, x.device, accumulator(x.dtype))
     elif codebook is None:
         mode = "stochastic" if stochastic else "auto"
-        tables = _default_tables(name, bits, params, mode, x.device, reference.accumulator(x.dtype))
+        tables = _default_tables(name, bits, params, mode, x.device, accumulator(x.dtype))
     else:
         if stochastic:
             _covers(codebook)
-        tables = codebook_tables(codebook, x.device, reference.accumulator(x.dtype))
+        tables = codebook_tables(codebook, x.device, accumulator(x.dtype))
     needed = stochastic and wants_gradient(x)
     return apply_tables(
         name, x, params, tables, bits, _seed_tensor(seed, x) if needed else None, chosen
@@ -413,7 +414,7 @@ def activation(
     if not wants_gradient(x):
         return f(x)
     seeds = _seed_tensor(seed, x) if stochastic else None
-    borders, codes, levels = codebook_tables(codebook, x.device, reference.accumulator(x.dtype))
+    borders, codes, levels = codebook_tables(codebook, x.device, accumulator(x.dtype))
     lowest, highest = levels[0], levels[-1]
 
     def derivative(t: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
+from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from . import reference
 from .autograd import FewBitGated, ops
@@ -75,7 +76,7 @@ def gated_unit(
     if up is gate:
         up = up.view_as(up)  # Dynamo refuses one tensor in two arguments
     chosen = _backends.resolve("fewbit", backend, gate)
-    acc = reference.accumulator(gate.dtype)
+    acc = accumulator(gate.dtype)
     if codebook is None:
         tables = gated_tables(name, keep, bits, gate.device, acc)
     else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _native
+from .._native import fewbit as native
 from .reference import FUNCTIONS, row_scale
 
 #: Ids of csrc/fewbit/fewbit_math.h; "given" means that the input itself is coded.
@@ -48,7 +49,7 @@ _library.define(
 
 def _alloc_packed(x: Tensor, bits: int) -> Tensor:
     """Words for the codes of x: ceil(n / 32) * bits int32."""
-    return x.new_empty(_native.fewbit_words(x.numel(), bits), dtype=torch.int32)
+    return x.new_empty(native.words(x.numel(), bits), dtype=torch.int32)
 
 
 def _alloc_fwd(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ def _run_fwd(
             x, y, packed, borders, codes, levels, fn, a, b, bits, seed is not None, seed
         )
     else:
-        _native.fewbit_fwd(
+        native.fwd(
             backend, x, y, packed, borders, codes, levels, FUNCTION_IDS[fn], a, b, bits, seed
         )
 
@@ -154,7 +155,7 @@ def _bwd(
 
         bwd.activation_bwd(grad, packed, levels, dx, bits)
     else:
-        _native.fewbit_bwd(backend, grad, packed, levels, dx, bits)
+        native.bwd(backend, grad, packed, levels, dx, bits)
     return dx
 
 
@@ -179,7 +180,7 @@ def _gated_fwd(
 
         fwd.gated_fwd(gate, up, y, packed, borders, codes, fn, bits, keep, used, inner)
     else:
-        _native.fewbit_gated_fwd(
+        native.gated_fwd(
             backend, gate, up, y, packed, borders, codes, FUNCTION_IDS[fn], bits, used, inner
         )
     return y, packed, scale
@@ -210,9 +211,7 @@ def _gated_bwd(
         bwd.gated_bwd(dy, kept, packed, levels, values, used, inner, fn, bits, keep, *out)
     else:
         fn_id = FUNCTION_IDS[fn]
-        _native.fewbit_gated_bwd(
-            backend, dy, kept, packed, levels, values, used, inner, fn_id, *out, bits
-        )
+        native.gated_bwd(backend, dy, kept, packed, levels, values, used, inner, fn_id, *out, bits)
     return dgate, dup
 
 
@@ -270,43 +269,4 @@ for _op in ("fewbit_fwd", "fewbit_encode", "fewbit_bwd", "fewbit_gated_fwd", "fe
     torch.library.register_vmap(f"sublimate::{_op}", _refuse_vmap, lib=_library)
 
 
-# ------------------------------------------------------------------------------------- registry
-
-
-def _on(device: str):  # type: ignore[no-untyped-def]
-    def supports(got: str, dtype: torch.dtype) -> list[str]:
-        found = [] if got == device else [f"needs tensors on {device}, got {got}"]
-        if dtype not in _native.DTYPES:
-            found.append(f"no kernel for {dtype}")
-        return found
-
-    return supports
-
-
-def _triton_reason() -> str | None:
-    try:
-        import triton
-    except ImportError as error:
-        return f"triton is not installed ({error}); pip install triton"
-    if triton.knobs.runtime.interpret:
-        return None
-    return _native._driver_reason() or None
-
-
-def _triton_supports(device: str, dtype: torch.dtype) -> list[str]:
-    interpreted = _triton_reason() is None and _native._driver_reason() is not None
-    expected = "cpu" if interpreted else "cuda"
-    return _on(expected)(device, dtype)
-
-
-def _cuda_supports(device: str, dtype: torch.dtype) -> list[str]:
-    return _on(_native.CUDA.device)(device, dtype)
-
-
-for _record in (
-    _backends.Backend("fewbit", "reference", lambda: None, lambda device, dtype: []),
-    _backends.Backend("fewbit", "cpu", lambda: _native.CPU.reason(), _on("cpu")),
-    _backends.Backend("fewbit", "triton", _triton_reason, _triton_supports),
-    _backends.Backend("fewbit", "cuda", _native.cuda_reason, _cuda_supports),
-):
-    _backends.register(_record)
+_backends.register_family("fewbit", tuple(_native.DTYPES))

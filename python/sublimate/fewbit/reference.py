@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._autograd import refuse_double_backward
+from .._dtypes import accumulator
 
 WORD = 32  # elements per group: one 32-bit word of each bit plane
 
@@ -312,11 +313,6 @@ def decode(packed: Tensor, levels: Tensor, n: int, bits: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------
 # The quantised activation
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which levels are multiplied: fp64 for fp64, else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dense_order(x: Tensor) -> list[int]:

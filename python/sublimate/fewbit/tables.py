@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .._dtypes import accumulator
 from .._modes import ordinary_tensors
-from .reference import FUNCTIONS, accumulator, encode
+from .reference import FUNCTIONS, encode
 from .target import INTERNAL
 from .target import builtin as find_builtin
 

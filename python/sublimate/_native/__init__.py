@@ -1,5 +1,7 @@
 """The compiled modules, and the only code that turns tensors into addresses.
 
+A module here per family wraps its kernels (``_native.fewbit.fwd``); this file is what they share.
+
 ``CPU`` and ``CUDA`` load lazily: the package imports without them, and the first use says what is
 missing and why. Each wrapper checks device, dtype, layout and sizes of every tensor, keeps them
 alive during the call, passes torch's thread count and current stream, and turns a status code into
@@ -118,7 +120,7 @@ def library(backend: str) -> Library:
 
 
 @functools.cache
-def _driver_reason() -> str | None:
+def driver_reason() -> str | None:
     if not torch.backends.cuda.is_built():
         return "this torch build has no CUDA support"
     return None if torch.cuda.is_available() else "torch finds no CUDA device or driver"
@@ -128,14 +130,14 @@ def cuda_reason() -> str | None:
     """Why no real or emulated CUDA kernel can run, or None."""
     why = CUDA.reason()
     if why is None and CUDA.device == "cuda":
-        why = _driver_reason()
+        why = driver_reason()
     return why
 
 
 # ------------------------------------------------------------------------------------- guards
 
 
-def _guard(
+def guard(
     op: str,
     argument: str,
     t: Tensor | None,
@@ -171,7 +173,7 @@ def dense(t: Tensor) -> bool:
     return True
 
 
-def _same_layout(op: str, first: Tensor, *others: tuple[str, Tensor | None]) -> None:
+def same_layout(op: str, first: Tensor, *others: tuple[str, Tensor | None]) -> None:
     if not dense(first):
         raise NativeError(f"{op}: expected a dense tensor, got strides {first.stride()}")
     for argument, t in others:
@@ -184,129 +186,3 @@ def _same_layout(op: str, first: Tensor, *others: tuple[str, Tensor | None]) -> 
             raise NativeError(
                 f"{op}: {argument} has strides {t.stride()}, expected {first.stride()}"
             )
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-# ------------------------------------------------------------------------------------- fewbit
-
-
-def fewbit_words(n: int, bits: int) -> int:
-    return (n + 31) // 32 * bits
-
-
-def _table(
-    op: str, device: str, acc: torch.dtype, borders: Tensor, codes: Tensor, bits: int
-) -> tuple[int, int, int]:
-    m = borders.numel()
-    if m > 255 or not borders.is_contiguous() or not codes.is_contiguous():
-        raise NativeError(f"{op}: expected at most 255 contiguous borders, got {m}")
-    return (
-        _guard(op, "borders", borders, device, (acc,)),
-        _guard(op, "codes", codes, device, (torch.uint8,), m + 1),
-        m,
-    )
-
-
-def fewbit_fwd(
-    backend: str,
-    x: Tensor,
-    y: Tensor | None,
-    packed: Tensor | None,
-    borders: Tensor,
-    codes: Tensor,
-    levels: Tensor,
-    fn: int,
-    a: float,
-    b: float,
-    bits: int,
-    seed: Tensor | None,
-) -> None:
-    """y = f(x) and the packed codes; see csrc/fewbit/kernels.h ``Forward``."""
-    lib, op, n = library(backend), "fewbit_fwd", x.numel()
-    acc = _accumulator(x.dtype)
-    _same_layout(op, x, ("y", y))
-    px = _guard(op, "x", x, lib.device, tuple(DTYPES))
-    py = _guard(op, "y", y, lib.device, (x.dtype,), n)
-    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
-    table = _table(op, lib.device, acc, borders, codes, bits)
-    pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits if bits else None)
-    ps = _guard(op, "seed", seed, lib.device, (torch.int64,), 1)
-    if bits and packed is None:
-        raise NativeError(f"{op}: bits={bits} but no packed tensor")
-    lib.call(op, x, DTYPES[x.dtype], fn, a, b, px, py, pp if bits else 0, n, *table, pl, bits, ps)
-
-
-def fewbit_bwd(
-    backend: str, grad: Tensor, packed: Tensor, levels: Tensor, dx: Tensor, bits: int
-) -> None:
-    """dx = levels[code] * grad; see csrc/fewbit/kernels.h ``Backward``."""
-    lib, op, n = library(backend), "fewbit_bwd", grad.numel()
-    acc = _accumulator(grad.dtype)
-    _same_layout(op, grad, ("dx", dx))
-    pg = _guard(op, "grad", grad, lib.device, tuple(DTYPES))
-    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
-    pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits)
-    pd = _guard(op, "dx", dx, lib.device, (grad.dtype,), n)
-    lib.call(op, grad, DTYPES[grad.dtype], pg, pp, pl, pd, n, bits)
-
-
-def fewbit_gated_fwd(
-    backend: str,
-    gate: Tensor,
-    up: Tensor,
-    y: Tensor,
-    packed: Tensor | None,
-    borders: Tensor,
-    codes: Tensor,
-    fn: int,
-    bits: int,
-    scale: Tensor | None,
-    inner: int,
-) -> None:
-    """y = f(gate) * up and codes; see csrc/fewbit/kernels.h ``GatedForward``."""
-    lib, op, n = library(backend), "fewbit_gated_fwd", gate.numel()
-    acc = _accumulator(gate.dtype)
-    _same_layout(op, gate, ("up", up), ("y", y))
-    pg = _guard(op, "gate", gate, lib.device, tuple(DTYPES))
-    pu = _guard(op, "up", up, lib.device, (gate.dtype,), n)
-    py = _guard(op, "y", y, lib.device, (gate.dtype,), n)
-    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
-    table = _table(op, lib.device, acc, borders, codes, bits)
-    rows = n // inner if inner else None  # rows of no elements have a scale that nobody reads
-    ps = _guard(op, "scale", scale, lib.device, (torch.float32,), rows)
-    lib.call(
-        op, gate, DTYPES[gate.dtype], fn, pg, pu, py, pp if bits else 0, n, *table, bits, ps, inner
-    )
-
-
-def fewbit_gated_bwd(
-    backend: str,
-    dy: Tensor,
-    kept: Tensor,
-    packed: Tensor,
-    levels: Tensor,
-    values: Tensor,
-    scale: Tensor | None,
-    inner: int,
-    fn: int,
-    dgate: Tensor | None,
-    dup: Tensor | None,
-    bits: int,
-) -> None:
-    """Gradients of gate and up; see csrc/fewbit/kernels.h ``GatedBackward``."""
-    lib, op, n = library(backend), "fewbit_gated_bwd", dy.numel()
-    acc = _accumulator(dy.dtype)
-    _same_layout(op, dy, ("kept", kept), ("dgate", dgate), ("dup", dup))
-    pg = _guard(op, "dy", dy, lib.device, tuple(DTYPES))
-    pk = _guard(op, "kept", kept, lib.device, (dy.dtype,), n)
-    pp = _guard(op, "packed", packed, lib.device, (torch.int32,), fewbit_words(n, bits))
-    pl = _guard(op, "levels", levels, lib.device, (acc,), 2**bits)
-    pv = _guard(op, "values", values, lib.device, (acc,), 2**bits)
-    rows = n // inner if inner else None  # rows of no elements have a scale that nobody reads
-    ps = _guard(op, "scale", scale, lib.device, (torch.float32,), rows)
-    p1 = _guard(op, "dgate", dgate, lib.device, (dy.dtype,), n)
-    p2 = _guard(op, "dup", dup, lib.device, (dy.dtype,), n)
-    lib.call(op, dy, DTYPES[dy.dtype], fn, pg, pk, pp, pl, pv, ps, inner, p1, p2, n, bits)
