@@ -241,10 +241,18 @@ struct ForwardLoop {
   // loop keeps its constants in registers; the block is read twice, the second time from L1.
   void run(const T* x, T* y, int n, bool stream, uint32_t* word) const {
     if (y) visit(k.fn, ValueRun<T>{x, y, n, stream, Vec(a), Vec(b)});
+    // A whole block's words are whole cache lines, 64 bytes for each bit.
+    alignas(64) uint32_t lines[BLOCK / GROUP * MAX_BITS];
+    const bool aside = stream && n == BLOCK && reinterpret_cast<uintptr_t>(word) % 64 == 0;
+    uint32_t* to = aside ? lines : word;
     if (coded) {
-      encode_run(x, n, table, k.bits, word);
+      encode_run(x, n, table, k.bits, to);
     } else if (exact) {
-      visit(k.fn, ExactRun<T>{x, word, n, Vec(a_bit), Vec(b)});
+      visit(k.fn, ExactRun<T>{x, to, n, Vec(a_bit), Vec(b)});
+    }
+    if (!aside) return;
+    for (int line = 0; line < k.bits; ++line) {
+      store64bytes(word + 16 * line, _mm512_load_si512(lines + 16 * line), true);
     }
   }
 #endif
