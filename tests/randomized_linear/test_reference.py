@@ -174,7 +174,7 @@ def test_winners_are_taken_for_certain():
 def test_zero_rows_are_sampled_evenly():
     p = reference.row_probabilities(torch.zeros(4, 3))
     assert p.tolist() == [0.25] * 4
-    index, square = reference.sample("crs", p, 8, 1)
+    _, square = reference.sample("crs", p, 8, 1)
     torch.testing.assert_close(square, torch.full((8,), 0.5, dtype=torch.float64))
     assert reference.row_probabilities(torch.zeros(0, 3)).shape == (0,)
 

@@ -38,7 +38,7 @@ def rows_kept(n: int, ratio: float) -> int:
 
 
 def blocks(n: int) -> tuple[int, int]:
-    """(nb, chunk): srht and dct mix n > 0 rows in nb blocks of chunk rows, the last may be short."""
+    """(nb, chunk): srht and dct mix n > 0 rows in nb blocks of chunk, the last may be short."""
     nb = (n + BLOCK - 1) // BLOCK
     return nb, (n + nb - 1) // nb
 
@@ -63,7 +63,7 @@ def transformed_rows(sketch: str, n: int) -> int:
 
 
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
-    """scale * H x along the last dimension, H in Sylvester's order, H[i, j] = (-1)**popcount(i & j).
+    """scale * H x along the last dimension; H[i, j] = (-1)**popcount(i & j), Sylvester's order.
 
     The last dimension (length L) is padded with zeros to P, the next power of two; the result has
     length P. O(P log P) per row. fp32 (fp64 for fp64) inside, rounded once.
