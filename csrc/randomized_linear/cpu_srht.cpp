@@ -16,7 +16,7 @@ template <class A>
 struct Block {
   A sign[SRHT_ROWS];
   uint32_t position[SRHT_ROWS], target[SRHT_ROWS];
-  int chosen;
+  int chosen = 0;
 
   void find(const SrhtBlocks& shape, const Permutation& order, uint64_t seed, int64_t block,
             int64_t rows, int64_t k) {
