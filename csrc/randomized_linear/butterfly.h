@@ -56,6 +56,7 @@ SUBLIMATE_HD Vector<A> within_register(Vector<A> v) {
 
 // How many of the `left` stages the next pass takes, so that passes are few and even.
 inline int stages_of_pass(int left) {
+  if (left == 0) return 0;
   const int passes = (left + RADIX - 1) / RADIX;
   return (left + passes - 1) / passes;
 }
