@@ -27,13 +27,14 @@ SUBLIMATE_HD Vector<arith_t<T>> load_padded(const T* x, int64_t left) {
   return left > 0 ? load_some(x, int(left)) : Vector<arith_t<T>>{};
 }
 
-// `count` elements of x (a power of two, from LANES to LINE) to their transform in `line`; those
-// from `left` on are zero.
+// Rows of `length` elements (a power of two, from LANES to LINE), `count` elements in all, to their
+// transforms in `line`; those from `left` on are zero. More than one row only if a row is
+// transformed in the first pass.
 template <class T>
-void transform_line(const T* x, int64_t left, int64_t count, arith_t<T>* line) {
+void transform_line(const T* x, int64_t left, int64_t length, int64_t count, arith_t<T>* line) {
   using A = arith_t<T>;
   constexpr int L = LANES<A>;
-  const int log_registers = log2_of(count / L);
+  const int log_registers = log2_of(length / L);
   const int first = std::min(log_registers, FIRST);
   with_log(first, [&](auto constant) {
     constexpr int log = constant.value;
@@ -58,10 +59,20 @@ void transform_line(const T* x, int64_t left, int64_t count, arith_t<T>* line) {
   transform_strip(line, log_registers, first);
 }
 
+// scale * line, rounded, to out; meanwhile `next`, what is read after this, comes nearer. With
+// `stream` the writes bypass the caches (common/vec.h).
 template <class T>
-void write_line(const arith_t<T>* line, int64_t count, arith_t<T> scale, T* out) {
+void write_line(const arith_t<T>* line, int64_t count, arith_t<T> scale, T* out, bool stream,
+                const T* next) {
   constexpr int L = lanes_of<T>;
-  for (int64_t c = 0; c < count; c += L) store_lanes(out + c, scale * tile::load(line + c));
+  int64_t c = 0;
+  for (; c + 2 * L <= count; c += 2 * L) {
+    for (int64_t byte = 0; byte < int64_t(2 * L * sizeof(T)); byte += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(next + c) + byte);
+    }
+    write_pair(out + c, scale * tile::load(line + c), scale * tile::load(line + c + L), stream);
+  }
+  for (; c < count; c += L) store_lanes(out + c, scale * tile::load(line + c));
 }
 
 // Rows shorter than a register, several in one.
@@ -103,9 +114,32 @@ void short_rows(const Hadamard& h, int64_t begin, int64_t end) {
 }
 
 // Columns [left, right) of the lines of a long row, at `from` already transformed along the lines.
+// Few lines: in registers.
+template <int log, class T>
+void transform_few(const arith_t<T>* from, int64_t left, int64_t right, arith_t<T> scale, T* out,
+                   bool stream) {
+  using A = arith_t<T>;
+  constexpr int L = LANES<A>, lines = 1 << log;
+  for (int64_t column = left; column < right; column += 2 * L) {
+    Vector<A> v[2][lines];
+    for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+      for (int i = 0; i < lines; ++i) {
+        v[half][i] = tile::load(from + i * LINE<A> + column + half * L);
+      }
+      across_registers<log>(v[half]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lines; ++i) {
+      write_pair(out + i * LINE<A> + column, scale * v[0][i], scale * v[1][i], stream);
+    }
+  }
+}
+
+// Many lines: STRIPS registers of each side by side, in `tile`.
 template <class T>
-void transform_columns(const arith_t<T>* from, int log_lines, int64_t left, int64_t right,
-                       arith_t<T> scale, arith_t<T>* tile, T* out) {
+void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t right,
+                    arith_t<T> scale, arith_t<T>* tile, T* out, bool stream) {
   using A = arith_t<T>;
   constexpr int L = LANES<A>;
   const int64_t lines = int64_t(1) << log_lines;
@@ -128,51 +162,64 @@ void transform_columns(const arith_t<T>* from, int log_lines, int64_t left, int6
     });
     for (int s = 0; s < STRIPS; ++s) transform_strip(tile + s * lines * L, log_lines, first);
     for (int64_t line = 0; line < lines; ++line) {
-      for (int s = 0; s < STRIPS; ++s) {
-        store_lanes(out + line * LINE<A> + column + s * L,
-                    scale * tile::load(tile + (s * lines + line) * L));
+      const A* row = tile + line * L;
+      for (int s = 0; s < STRIPS; s += 2) {
+        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s) * L);
+        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s + 1) * L);
+        write_pair(out + line * LINE<A> + column + s * L, scale * tile::load(row + s * lines * L),
+                   scale * tile::load(row + (s + 1) * lines * L), stream);
       }
     }
   }
 }
 
-// One row longer than a line. `whole` has room for it, or is null: the lines then go through out.
 template <class T>
-bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads) {
+bool transform_columns(const Hadamard& h, const arith_t<T>* from, int64_t left, int64_t right,
+                       T* out, bool stream) {
   using A = arith_t<T>;
-  A* middle = whole;
-  if constexpr (std::is_same_v<T, A>) middle = out;
-  const int64_t lines = h.padded / LINE<A>;
-  parallel_for(lines, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
+  const A scale = A(h.scale);
+  const int log_lines = log2_of(h.padded / LINE<A>);
+  if (log_lines <= RADIX) {
+    with_log(log_lines,
+             [&](auto log) { transform_few<log.value>(from, left, right, scale, out, stream); });
+    return true;
+  }
+  const Scratch<A> tile((STRIPS * LANES<A>) << log_lines);
+  if (!tile.get()) return false;
+  transform_many(from, log_lines, left, right, scale, tile.get(), out, stream);
+  return true;
+}
+
+// One row longer than a line; `whole` has room for it.
+template <class T>
+bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads, bool stream) {
+  using A = arith_t<T>;
+  parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * LINE<A>; at < end * LINE<A>; at += LINE<A>) {
-      transform_line(x + at, h.length - at, LINE<A>, middle + at);
+      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at);
     }
   });
   bool failed = false;
   constexpr int64_t wide = STRIPS * LANES<A>;
   parallel_for(LINE<A>, wide, wide, threads, [&](int64_t begin, int64_t end) {
-    const Scratch<A> tile(lines * wide);
-    if (tile.get()) {
-      transform_columns(middle, log2_of(lines), begin, end, A(h.scale), tile.get(), out);
-    } else {
+    if (!transform_columns(h, whole, begin, end, out, stream)) {
 #pragma omp atomic write
       failed = true;
     }
+    end_streaming(stream);
   });
   return !failed;
 }
 
 template <class T>
-int long_rows(const Hadamard& h) {
-  using A = arith_t<T>;
-  constexpr bool direct = std::is_same_v<T, A>;
+int long_rows(const Hadamard& h, bool stream) {
   const T* x = static_cast<const T*>(h.x);
   T* out = static_cast<T*>(h.out);
   const auto rows = [&](int64_t begin, int64_t end, int threads) {
-    const Scratch<A> whole(direct ? 0 : h.padded);
-    bool good = direct || whole.get();
-    for (int64_t row = begin; good && row < end; ++row) {
-      good = long_row(h, x + row * h.row_stride, out + row * h.padded, whole.get(), threads);
+    const Scratch<arith_t<T>> whole(h.padded);
+    bool good = whole.get();
+    for (int64_t r = begin; good && r < end; ++r) {
+      good = long_row(h, x + r * h.row_stride, out + r * h.padded, whole.get(), threads, stream);
     }
     return good;
   };
@@ -194,20 +241,29 @@ template <class T>
 int hadamard_as(const Hadamard& h) {
   using A = arith_t<T>;
   const int64_t grain = std::max<int64_t>(1, GRAIN / h.padded);
+  const T* x = static_cast<const T*>(h.x);
+  T* out = static_cast<T*>(h.out);
+  const bool stream = worth_streaming(out, h.rows * h.padded * int64_t(sizeof(T)));
   if (h.padded < LANES<A>) {
     parallel_for(h.rows, LANES<A> / h.padded, grain, h.exec.threads,
                  [&](int64_t begin, int64_t end) { short_rows<T>(h, begin, end); });
     return kOk;
   }
-  if (h.padded > LINE<A>) return long_rows<T>(h);
-  const T* x = static_cast<const T*>(h.x);
-  T* out = static_cast<T*>(h.out);
-  parallel_for(h.rows, 1, grain, h.exec.threads, [&](int64_t begin, int64_t end) {
+  if (h.padded > LINE<A>) return long_rows<T>(h, stream);
+  // Rows that follow one another and need one pass each go through it together.
+  const bool packed = h.row_stride == h.padded && h.length == h.padded;
+  const bool one_pass = h.padded <= int64_t(LANES<A>) << FIRST;
+  const int64_t together = packed && one_pass ? LINE<A> / h.padded : 1;
+  parallel_for(h.rows, together, grain, h.exec.threads, [&](int64_t begin, int64_t end) {
     alignas(64) A line[LINE<A>];
-    for (int64_t row = begin; row < end; ++row) {
-      transform_line(x + row * h.row_stride, h.length, h.padded, line);
-      write_line(line, h.padded, A(h.scale), out + row * h.padded);
+    for (int64_t row = begin; row < end; row += together) {
+      const int64_t count = std::min(together, end - row) * h.padded;
+      const T* from = x + row * h.row_stride;
+      transform_line(from, together > 1 ? count : h.length, h.padded, count, line);
+      write_line(line, count, A(h.scale), out + row * h.padded, stream,
+                 from + together * h.row_stride);
     }
+    end_streaming(stream);
   });
   return kOk;
 }
