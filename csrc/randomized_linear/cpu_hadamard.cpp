@@ -27,49 +27,59 @@ SUBLIMATE_HD Vector<arith_t<T>> load_padded(const T* x, int64_t left) {
   return left > 0 ? load_some(x, int(left)) : Vector<arith_t<T>>{};
 }
 
+// The stages within `registers` registers at a time, 2^log of which are a row or a part of it.
+template <int log, int registers, class T>
+SUBLIMATE_HD void first_pass(const T* x, int64_t left, int64_t count, arith_t<T>* line,
+                             Ahead& ahead) {
+  using A = arith_t<T>;
+  constexpr int L = LANES<A>;
+  for (int64_t at = 0; at < count; at += registers * L) {
+    ahead.step();
+    Vector<A> v[registers];
+    if (at + registers * L <= left) {
+#pragma GCC unroll 16
+      for (int i = 0; i < registers; ++i) v[i] = load_lanes(x + at + i * L);
+    } else {
+      for (int i = 0; i < registers; ++i) {
+        v[i] = load_padded(x + at + i * L, left - at - i * L);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < registers; ++i) v[i] = within_register<LOG_LANES<A>, A>(v[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < registers; i += 1 << log) across_registers<log>(v + i);
+#pragma GCC unroll 16
+    for (int i = 0; i < registers; ++i) tile::store(line + at + i * L, v[i]);
+  }
+}
+
 // Rows of `length` elements (a power of two, from LANES to LINE), `count` elements in all, to their
 // transforms in `line`; those from `left` on are zero. More than one row only if a row is
 // transformed in the first pass.
 template <class T>
-void transform_line(const T* x, int64_t left, int64_t length, int64_t count, arith_t<T>* line) {
-  using A = arith_t<T>;
-  constexpr int L = LANES<A>;
-  const int log_registers = log2_of(length / L);
+void transform_line(const T* x, int64_t left, int64_t length, int64_t count, arith_t<T>* line,
+                    Ahead& ahead) {
+  const int log_registers = log2_of(length / LANES<arith_t<T>>);
   const int first = std::min(log_registers, FIRST);
   with_log(first, [&](auto constant) {
-    constexpr int log = constant.value;
-    constexpr int64_t group = int64_t(L) << log;
-    for (int64_t at = 0; at < count; at += group) {
-      Vector<A> v[1 << log];
-      if (at + group <= left) {
-#pragma GCC unroll 16
-        for (int i = 0; i < (1 << log); ++i) v[i] = load_lanes(x + at + i * L);
-      } else {
-        for (int i = 0; i < (1 << log); ++i) {
-          v[i] = load_padded(x + at + i * L, left - at - i * L);
-        }
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < (1 << log); ++i) v[i] = within_register<LOG_LANES<A>, A>(v[i]);
-      across_registers<log>(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < (1 << log); ++i) tile::store(line + at + i * L, v[i]);
+    constexpr int log = std::min<int>(constant.value, FIRST);
+    if (count > length) {
+      first_pass<log, 1 << FIRST>(x, left, count, line, ahead);
+    } else {
+      first_pass<log, 1 << log>(x, left, count, line, ahead);
     }
   });
-  transform_strip(line, log_registers, first);
+  transform_strip(line, log_registers, first, ahead);
 }
 
-// scale * line, rounded, to out; meanwhile `next`, what is read after this, comes nearer. With
-// `stream` the writes bypass the caches (common/vec.h).
+// scale * line, rounded, to out. With `stream` the writes bypass the caches (common/vec.h).
 template <class T>
 void write_line(const arith_t<T>* line, int64_t count, arith_t<T> scale, T* out, bool stream,
-                const T* next) {
+                Ahead& ahead) {
   constexpr int L = lanes_of<T>;
   int64_t c = 0;
   for (; c + 2 * L <= count; c += 2 * L) {
-    for (int64_t byte = 0; byte < int64_t(2 * L * sizeof(T)); byte += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(next + c) + byte);
-    }
+    ahead.step();
     write_pair(out + c, scale * tile::load(line + c), scale * tile::load(line + c + L), stream);
   }
   for (; c < count; c += L) store_lanes(out + c, scale * tile::load(line + c));
@@ -117,10 +127,11 @@ void short_rows(const Hadamard& h, int64_t begin, int64_t end) {
 // Few lines: in registers.
 template <int log, class T>
 void transform_few(const arith_t<T>* from, int64_t left, int64_t right, arith_t<T> scale, T* out,
-                   bool stream) {
+                   bool stream, Ahead& ahead) {
   using A = arith_t<T>;
   constexpr int L = LANES<A>, lines = 1 << log;
   for (int64_t column = left; column < right; column += 2 * L) {
+    for (int i = 0; i < lines; ++i) ahead.step();
     Vector<A> v[2][lines];
     for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 16
@@ -139,7 +150,7 @@ void transform_few(const arith_t<T>* from, int64_t left, int64_t right, arith_t<
 // Many lines: STRIPS registers of each side by side, in `tile`.
 template <class T>
 void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t right,
-                    arith_t<T> scale, arith_t<T>* tile, T* out, bool stream) {
+                    arith_t<T> scale, arith_t<T>* tile, T* out, bool stream, Ahead& ahead) {
   using A = arith_t<T>;
   constexpr int L = LANES<A>;
   const int64_t lines = int64_t(1) << log_lines;
@@ -160,7 +171,7 @@ void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t
         }
       }
     });
-    for (int s = 0; s < STRIPS; ++s) transform_strip(tile + s * lines * L, log_lines, first);
+    for (int s = 0; s < STRIPS; ++s) transform_strip(tile + s * lines * L, log_lines, first, ahead);
     for (int64_t line = 0; line < lines; ++line) {
       const A* row = tile + line * L;
       for (int s = 0; s < STRIPS; s += 2) {
@@ -175,34 +186,40 @@ void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t
 
 template <class T>
 bool transform_columns(const Hadamard& h, const arith_t<T>* from, int64_t left, int64_t right,
-                       T* out, bool stream) {
+                       T* out, bool stream, Ahead ahead) {
   using A = arith_t<T>;
   const A scale = A(h.scale);
   const int log_lines = log2_of(h.padded / LINE<A>);
   if (log_lines <= RADIX) {
-    with_log(log_lines,
-             [&](auto log) { transform_few<log.value>(from, left, right, scale, out, stream); });
+    with_log(log_lines, [&](auto log) {
+      transform_few<log.value>(from, left, right, scale, out, stream, ahead);
+    });
     return true;
   }
   const Scratch<A> tile((STRIPS * LANES<A>) << log_lines);
   if (!tile.get()) return false;
-  transform_many(from, log_lines, left, right, scale, tile.get(), out, stream);
+  transform_many(from, log_lines, left, right, scale, tile.get(), out, stream, ahead);
   return true;
 }
 
-// One row longer than a line; `whole` has room for it.
+// One row longer than a line; `whole` has room for it. While it is written, `next`, the row after
+// it, is read as far as half of a usual second-level cache goes.
 template <class T>
-bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads, bool stream) {
+bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads, bool stream,
+              const T* next) {
   using A = arith_t<T>;
+  const int64_t fitting = std::min<int64_t>(h.length, (256 << 10) / sizeof(T));
   parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * LINE<A>; at < end * LINE<A>; at += LINE<A>) {
-      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at);
+      Ahead ahead = Ahead::of(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
+      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at, ahead);
     }
   });
   bool failed = false;
   constexpr int64_t wide = STRIPS * LANES<A>;
   parallel_for(LINE<A>, wide, wide, threads, [&](int64_t begin, int64_t end) {
-    if (!transform_columns(h, whole, begin, end, out, stream)) {
+    const Ahead ahead = Ahead::of(next, next ? fitting : 0);
+    if (!transform_columns(h, whole, begin, end, out, stream, ahead)) {
 #pragma omp atomic write
       failed = true;
     }
@@ -219,7 +236,9 @@ int long_rows(const Hadamard& h, bool stream) {
     const Scratch<arith_t<T>> whole(h.padded);
     bool good = whole.get();
     for (int64_t r = begin; good && r < end; ++r) {
-      good = long_row(h, x + r * h.row_stride, out + r * h.padded, whole.get(), threads, stream);
+      const T* row = x + r * h.row_stride;
+      const T* next = threads == 1 && r + 1 < end ? row + h.row_stride : nullptr;
+      good = long_row(h, row, out + r * h.padded, whole.get(), threads, stream, next);
     }
     return good;
   };
@@ -259,9 +278,12 @@ int hadamard_as(const Hadamard& h) {
     for (int64_t row = begin; row < end; row += together) {
       const int64_t count = std::min(together, end - row) * h.padded;
       const T* from = x + row * h.row_stride;
-      transform_line(from, together > 1 ? count : h.length, h.padded, count, line);
-      write_line(line, count, A(h.scale), out + row * h.padded, stream,
-                 from + together * h.row_stride);
+      const bool more = row + together < end;
+      Ahead ahead = Ahead::of(from + together * h.row_stride, !more          ? 0
+                                                              : together > 1 ? together * h.padded
+                                                                             : h.length);
+      transform_line(from, together > 1 ? count : h.length, h.padded, count, line, ahead);
+      write_line(line, count, A(h.scale), out + row * h.padded, stream, ahead);
     }
     end_streaming(stream);
   });
