@@ -62,7 +62,8 @@ DENSE_64 = Dense(16, 64, 4, 4)
 SRHT, SRHT_64 = Tile(16, 16), Tile(8, 16)
 HADAMARD, HADAMARD_64 = Tile(16, 8), Tile(8, 8)
 
-SELECT, SELECT_64 = Select(32, 256, 4), Select(32, 128, 4)
+#: 512 bytes of a row, by the size of an element.
+SELECT = {2: Select(32, 256, 4), 4: Select(32, 128, 4), 8: Select(32, 64, 4)}
 
 
 def index(span: int) -> Any:
@@ -100,7 +101,7 @@ def hadamard(itemsize: int) -> Tile:
 
 
 def select(itemsize: int) -> Select:
-    return SELECT_64 if itemsize == 8 else SELECT
+    return SELECT[itemsize]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def _hadamard_cases(dtype: str, itemsize: int) -> Iterator[Case]:
     scale = {"scale_high": "fp32", "scale_low": "fp32"}
     signature = {"x_ptr": "x", "out_ptr": "x", "rows": "i32", "length": "i32", "row_stride": "i32"}
     signature |= {"log_tiles": "i32", **scale}
-    for points in (64, 1024, config.block):
+    for points in (64, config.block):
         constexprs = {"POINTS": points, "BLOCK": config.block, "INDEX": tl.int32}
         name = f"hadamard-{points}"
         yield _case(

@@ -50,7 +50,7 @@ def hadamard_kernel(
     at = (i // POINTS).to(INDEX) * row_stride.to(INDEX) + i % POINTS
     x = tl.load(x_ptr + row * row_stride + start + at, mask=read, other=0.0)
     y = transform(x.to(ACC), BLOCK, 1, POINTS)
-    y *= scale_high.to(ACC) + scale_low.to(ACC)
+    y *= tl.cast(scale_high, ACC) + tl.cast(scale_low, ACC)
     out = out_ptr + pid.to(tl.int64) * BLOCK + i
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -74,5 +74,5 @@ def hadamard_columns_kernel(
     i = tl.arange(0, BLOCK)
     at = row.to(tl.int64) * POINTS * stride + first + (i // COLUMNS) * stride + i % COLUMNS
     y = transform(tl.load(x_ptr + at).to(ACC), BLOCK, COLUMNS, POINTS)
-    y *= scale_high.to(ACC) + scale_low.to(ACC)
+    y *= tl.cast(scale_high, ACC) + tl.cast(scale_low, ACC)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty))
