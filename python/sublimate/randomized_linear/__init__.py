@@ -4,6 +4,7 @@ from . import reference
 from .convert import convert, restore
 from .functional import SharedInput, hadamard_transform, linear, project, shared_input
 from .modules import Conv2d, Linear
+from .moments import variance
 from .seeds import step
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "restore",
     "shared_input",
     "step",
+    "variance",
 ]

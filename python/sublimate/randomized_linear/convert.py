@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .. import _backends, _checks, _convert
-from . import functional, seeds
+from . import arguments, seeds
 from .modules import Conv2d, Group, Linear, Sketched, not_one_by_one
 
 #: Names of children that read the same tensor, in Hugging Face's attention and gated MLP blocks.
@@ -113,7 +113,7 @@ def convert(
         raise _checks.fail_type("model", "a torch.nn.Module", model)
     ratios = dict(ratio) if isinstance(ratio, Mapping) else None
     for value in [ratio] if ratios is None else ratios.values():
-        functional.check_options(value, sketch)
+        arguments.check_options(value, sketch)
     chosen, left = _patterns("include", include), _patterns("exclude", exclude)
     _checks.integer_between("seed", seed, 0, 2**61 - 1)
     if backend is not None:

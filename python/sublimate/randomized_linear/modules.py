@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _backends, _checks
-from . import functional, seeds
+from . import arguments, functional, seeds
 
 _STATE = ("sketch_key", "sketch_count")
 _numbers = itertools.count()
@@ -86,7 +86,7 @@ class Sketched(nn.Module):
         backend: str | None,
         device: Any,
     ) -> None:
-        functional.check_options(ratio, sketch)
+        arguments.check_options(ratio, sketch)
         _checks.integer_between("seed", seed, 0, 2**61 - 1)
         if layer is not None:
             _checks.integer_between("layer", layer, 0, 2**60)
