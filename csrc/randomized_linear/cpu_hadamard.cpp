@@ -11,7 +11,7 @@
 namespace sublimate::randomized_linear::SUBLIMATE_ISA {
 namespace {
 
-constexpr int log2_of(int64_t n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
+constexpr int log2_of(int64_t n) { return 63 - __builtin_clzll(uint64_t(n)); }
 
 template <class A>
 constexpr int LOG_LANES = log2_of(LANES<A>);

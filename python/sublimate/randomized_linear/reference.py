@@ -371,10 +371,11 @@ def gradients(ctx, dy: Tensor, sketched):  # type: ignore[no-untyped-def]
     dx = dweight = dbias = None
     rows = dy.reshape(-1, dy.shape[-1])
     with without_autocast(dy.device):
-        if need_x:
-            dx = dy @ weight.to(dy.dtype)
+        # dW first: its sketch of dy is gone before dx, as large as x, is there.
         if need_weight:
             dweight = (sketched(rows, index, seed).T @ kept).to(ctx.parameter_dtype)
+        if need_x:
+            dx = dy @ weight.to(dy.dtype)
         if need_bias:
             dbias = rows.sum(0).to(ctx.bias_dtype)
     return dx, dweight, dbias, *(None,) * 5
