@@ -75,9 +75,9 @@ __device__ void walk(int64_t tile, int lane, int64_t columns, bool aligned, F vi
   }
 }
 
-template <class T, class A>
-__device__ void add_row(const T* x, int64_t tile, int lane, const Selection& s, A weight, A* sum,
-                        bool first) {
+// Several rows are summed; a row alone is a product, whose -0 stays.
+template <class T, bool SUM, class A>
+__device__ void add_row(const T* x, int64_t tile, int lane, const Selection& s, A weight, A* sum) {
   constexpr int SIZE = Pack<T>::SIZE;
   Pack<T> pack;
   const int64_t start = (tile * 32 + lane) * SIZE;
@@ -90,7 +90,7 @@ __device__ void add_row(const T* x, int64_t tile, int lane, const Selection& s, 
 #pragma unroll
   for (int v = 0; v < SIZE; ++v) {
     const A term = weight * load_value(pack.item[v]);
-    sum[v] = first ? term : sum[v] + term;  // -0 stays -0
+    sum[v] = SUM ? sum[v] + term : term;
   }
 }
 
@@ -143,7 +143,8 @@ __global__ void __launch_bounds__(THREADS) select_kernel(Selection s) {
           const A w = __shfl_sync(~0u, weight, g * width + m);
           // Members end at the first that is not there.
           if (n < 0) break;
-          add_row(static_cast<const T*>(s.x) + n * s.row_stride, tile, lane, s, w, sum, t + m == 0);
+          add_row<T, C == Choice::countsketch>(static_cast<const T*>(s.x) + n * s.row_stride, tile,
+                                               lane, s, w, sum);
         }
       }
       store_row(out, tile, lane, s, sum);
