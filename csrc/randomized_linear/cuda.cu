@@ -111,7 +111,7 @@ __device__ void store_row(T* out, int64_t tile, int lane, const Selection& s, co
 }
 
 template <class T, Choice C>
-__global__ void __launch_bounds__(THREADS) select_kernel(Selection s) {
+__global__ void __launch_bounds__(THREADS, 1) select_kernel(Selection s) {
   using A = arith_t<T>;
   const int lane = threadIdx.x % 32;
   const int64_t warp = int64_t(blockIdx.x) * WARPS + threadIdx.x / 32;

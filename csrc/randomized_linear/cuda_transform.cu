@@ -41,13 +41,9 @@ constexpr int WORDS = SRHT_ROWS / 32 + 1;  // of signs: rows may begin inside a 
 
 // 64 bytes of the arithmetic type: a sector or two of a row at every element size.
 template <class T>
-constexpr int srht_columns() {
-  return 64 / sizeof(arith_t<T>);
-}
+constexpr int SRHT_COLUMNS = 64 / sizeof(arith_t<T>);
 template <class T>
-constexpr int srht_threads() {
-  return SIDE * srht_columns<T>();
-}
+constexpr int SRHT_THREADS = int(SIDE) * SRHT_COLUMNS<T>;
 
 template <class A>
 struct SrhtShared {
@@ -60,10 +56,10 @@ struct SrhtShared {
 // A block shorter than SRHT_ROWS is a longer one whose last rows are zero, since the leading part
 // of a Sylvester matrix is the smaller one.
 template <class T>
-__global__ void __launch_bounds__(srht_threads<T>(), 2)
+__global__ void __launch_bounds__(SRHT_THREADS<T>, 2)
     srht_kernel(Project p, SrhtBlocks blocks, int groups, int64_t across, double scale) {
   using A = arith_t<T>;
-  constexpr int COLUMNS = srht_columns<T>(), THREADS = srht_threads<T>();
+  constexpr int COLUMNS = SRHT_COLUMNS<T>, THREADS = SRHT_THREADS<T>;
   SUBLIMATE_DYNAMIC_SHARED(SrhtShared<A>, shared);
   const int64_t block = blockIdx.x / groups, group = blockIdx.x % groups;
   const int64_t first = block * blocks.chunk;
@@ -81,33 +77,41 @@ __global__ void __launch_bounds__(srht_threads<T>(), 2)
   __syncthreads();
 
   const int c = threadIdx.x % COLUMNS, q = threadIdx.x / COLUMNS;
-  const int bit = int((first + q) % 32), word = int((first + q) / 32 - first / 32);
+  uint32_t minus = 0;  // bit i: row i * SIDE + q is negated
+  {
+    const int bit = int((first + q) % 32), word = int((first + q) / 32 - first / 32);
+#pragma unroll 4
+    for (int i = 0; i < HELD; ++i) minus |= (shared->sign[word + i] >> bit & 1u) << i;
+  }
+  // Read when they are needed: ahead of that they would take registers from the tile.
+  const volatile int32_t* target = shared->target + q * SIDE;
   const int64_t begin = across * group / groups, end = across * (group + 1) / groups;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t column = tile * COLUMNS + c;
     const bool here = column < p.columns;
     A v[HELD];
-    const T* x = static_cast<const T*>(p.x) + first * p.row_stride + column;
+    const T* x = static_cast<const T*>(p.x) + (first + q) * p.row_stride + column;
+    int rest = here ? int(left) - q : 0;
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) {  // row i * SIDE + q
-      const int row = i * int(SIDE) + q;
-      v[i] = here && row < left ? load_value(x[row * p.row_stride]) : A(0);
+    for (int i = 0; i < HELD; ++i, x += SIDE * p.row_stride, rest -= SIDE) {
+      v[i] = rest > 0 ? load_value(*x) : A(0);
     }
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) v[i] = shared->sign[word + i] >> bit & 1u ? -v[i] : v[i];
+    for (int i = 0; i < HELD; ++i) v[i] = minus >> i & 1u ? -v[i] : v[i];
     butterfly(v, LEVELS);
+    A* place = shared->tile + q * COLUMNS + c;
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) shared->tile[(i * (SIDE + 1) + q) * COLUMNS + c] = v[i];
+    for (int i = 0; i < HELD; ++i) place[i * (SIDE + 1) * COLUMNS] = v[i];
     __syncthreads();
+    place = shared->tile + q * (SIDE + 1) * COLUMNS + c;
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) v[i] = shared->tile[(q * (SIDE + 1) + i) * COLUMNS + c];
+    for (int i = 0; i < HELD; ++i) v[i] = place[i * COLUMNS];
     butterfly(v, LEVELS);
+    T* out = static_cast<T*>(p.out) + column;
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {  // row q * SIDE + i
-      const int32_t j = shared->target[q * SIDE + i];
-      if (j >= 0 && here) {
-        static_cast<T*>(p.out)[j * p.columns + column] = store_value<T>(v[i] * A(scale));
-      }
+      const int32_t j = target[i];
+      if (j >= 0 && here) out[j * p.columns] = store_value<T>(v[i] * A(scale));
     }
     __syncthreads();  // the tile is read before the next one is written
   }
@@ -128,10 +132,10 @@ int srht_as(const Project& p) {
   constexpr size_t SHARED = sizeof(SrhtShared<arith_t<T>>);
   if (const cudaError_t error = allow_shared(kernel, SHARED)) return error;
   // Signs and chosen rows are found once by each block, so no more blocks than run at a time.
-  const int64_t across = ceil_div(p.columns, srht_columns<T>());
+  const int64_t across = ceil_div(p.columns, SRHT_COLUMNS<T>);
   const int64_t wanted = ceil_div(2 * int64_t(processors), blocks.blocks);
   const int64_t groups = wanted < across ? wanted : across;
-  return launch(kernel, unsigned(blocks.blocks * groups), dim3(srht_threads<T>()), SHARED,
+  return launch(kernel, unsigned(blocks.blocks * groups), dim3(SRHT_THREADS<T>), SHARED,
                 cudaStream_t(p.exec.stream), p, blocks, int(groups), across,
                 srht_scale(blocks, p.k));
 }
@@ -140,73 +144,84 @@ int srht_as(const Project& p) {
 
 // Longest row of one block: 2^15 fp32 or 2^14 fp64 values, 128 KiB.
 template <class A>
-constexpr int most_levels() {
-  return sizeof(A) == 8 ? 14 : 15;
-}
+constexpr int MOST_LEVELS = sizeof(A) == 8 ? 14 : 15;
 template <class A>
-constexpr int most_threads() {
-  return 1 << (most_levels<A>() - LEVELS);
-}
+constexpr int MOST_THREADS = 1 << (MOST_LEVELS<A> - LEVELS);
 
 __host__ __device__ constexpr int padded_place(int i) { return i + i / 32; }
 
 // `levels` levels along runs of 2^levels places; longer rows are cut into 2^log_parts runs, and run
 // q of the result takes the sum of all runs, each with its sign: so many reads instead of one.
 template <class T>
-__global__ void __launch_bounds__(most_threads<arith_t<T>>())
+__global__ void __launch_bounds__(MOST_THREADS<arith_t<T>>)
     hadamard_kernel(Hadamard h, int levels, int log_parts) {
   using A = arith_t<T>;
   SUBLIMATE_DYNAMIC_SHARED(A, shared);
   // A team of threads holds a row, or 1024 places of short rows; it starts with places u,
   // u + team, ..., so that a warp reads consecutive elements.
   const int log_team = levels - LEVELS > 5 ? levels - LEVELS : 5;
-  const int u = threadIdx.x & ((1 << log_team) - 1);
+  const int team = 1 << log_team, u = threadIdx.x & (team - 1);
   const int base = int(threadIdx.x >> log_team) << (log_team + LEVELS);
   const int64_t start = int64_t(blockIdx.x) * blockDim.x * HELD + base;
   const int64_t run = start >> levels;  // of the first place
-  const int64_t length = int64_t(1) << levels;
+  const int length = 1 << levels;
   const int parts = 1 << log_parts, q = int(run & (parts - 1));
   A v[HELD] = {};
-  for (int part = 0; part < parts; ++part) {
-    const bool minus = __popc(unsigned(part & q)) & 1;
+  constexpr int FLIGHT = 8;  // reads at a time: more would not stay in registers
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) {
-      const int e = u + (i << log_team);
-      const int64_t row = (run + (e >> levels)) >> log_parts;
-      const int64_t place = part * length + (e & (length - 1));
-      A x = A(0);
-      if (row < h.rows && place < h.length) {
-        x = load_value(static_cast<const T*>(h.x)[row * h.row_stride + place]);
+  for (int some = 0; some < HELD; some += FLIGHT) {
+    for (int part = 0; part < parts; ++part) {
+      const bool minus = __popc(unsigned(part & q)) & 1;
+      int place = u + some * team;
+      int64_t row = (run + (place >> levels)) >> log_parts;
+      place &= length - 1;
+      const int64_t rest = h.length - part * int64_t(length);
+      const int limit = rest < 0 ? 0 : rest < length ? int(rest) : length;
+      const T* x = static_cast<const T*>(h.x) + row * h.row_stride + part * int64_t(length);
+#pragma unroll
+      for (int i = some; i < some + FLIGHT; ++i) {  // place u + i * team
+        const A value = row < h.rows && place < limit ? load_value(x[place]) : A(0);
+        v[i] += minus ? -value : value;
+        place += team;
+        if (place >= length) {  // short rows: the next one, or one some way off
+          row += place >> levels;
+          x += (place >> levels) * h.row_stride;
+          place &= length - 1;
+        }
       }
-      v[i] += minus ? -x : x;
     }
   }
   butterfly(v, levels - log_team);
+  // A multiple of 32 places on is as many places and their pads on.
+  A* held = shared + padded_place(base + u);
 #pragma unroll
-  for (int i = 0; i < HELD; ++i) shared[padded_place(base + u + (i << log_team))] = v[i];
+  for (int i = 0; i < HELD; ++i) held[i * padded_place(team)] = v[i];
   __syncthreads();
   if (log_team > 5) {  // bits 5 to 9
-    const int from = base + u % 32 + u / 32 * 1024;
+    A* middle = shared + padded_place(base + u % 32 + u / 32 * 1024);
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) v[i] = shared[padded_place(from + i * 32)];
+    for (int i = 0; i < HELD; ++i) v[i] = middle[i * padded_place(32)];
     butterfly(v, log_team - 5);
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) shared[padded_place(from + i * 32)] = v[i];
+    for (int i = 0; i < HELD; ++i) middle[i * padded_place(32)] = v[i];
     __syncthreads();
   }
-  const int from = base + u * HELD;  // bits 0 to 4
+  A* low = shared + padded_place(base + u * HELD);  // bits 0 to 4
 #pragma unroll
-  for (int i = 0; i < HELD; ++i) v[i] = shared[padded_place(from + i)];
+  for (int i = 0; i < HELD; ++i) v[i] = low[i];
   butterfly(v, levels);
 #pragma unroll
-  for (int i = 0; i < HELD; ++i) shared[padded_place(from + i)] = v[i];
+  for (int i = 0; i < HELD; ++i) low[i] = v[i];
   __syncthreads();
-  T* out = static_cast<T*>(h.out) + start;
-  const int64_t end = h.rows * h.padded - start;
+  // Any thread may write any place: a warp takes 1024 in a row, at fixed distances.
+  const int mine = threadIdx.x / 32 * 1024 + threadIdx.x % 32;
+  const A* done = shared + padded_place(mine);
+  const int64_t at = int64_t(blockIdx.x) * blockDim.x * HELD + mine;
+  T* out = static_cast<T*>(h.out) + at;
+  const int64_t left = h.rows * h.padded - at;
 #pragma unroll
   for (int i = 0; i < HELD; ++i) {
-    const int e = u + (i << log_team);
-    if (e < end) out[e] = store_value<T>(shared[padded_place(base + e)] * A(h.scale));
+    if (i * 32 < left) out[i * 32] = store_value<T>(done[i * padded_place(32)] * A(h.scale));
   }
 }
 
@@ -240,7 +255,7 @@ int hadamard_as(const Hadamard& h) {
   const auto stream = cudaStream_t(h.exec.stream);
   int levels = 0;
   while ((int64_t(1) << levels) < h.padded) ++levels;
-  const int lower = levels < most_levels<A>() ? levels : most_levels<A>();
+  const int lower = levels < MOST_LEVELS<A> ? levels : MOST_LEVELS<A>;
   const int upper = levels - lower;
   Hadamard runs = h;
   int log_parts = upper;
