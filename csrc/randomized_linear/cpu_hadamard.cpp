@@ -211,14 +211,14 @@ bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int thre
   const int64_t fitting = std::min<int64_t>(h.length, (256 << 10) / sizeof(T));
   parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * LINE<A>; at < end * LINE<A>; at += LINE<A>) {
-      Ahead ahead = Ahead::of(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
+      Ahead ahead = Ahead::line(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
       transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at, ahead);
     }
   });
   bool failed = false;
   constexpr int64_t wide = STRIPS * LANES<A>;
   parallel_for(LINE<A>, wide, wide, threads, [&](int64_t begin, int64_t end) {
-    const Ahead ahead = Ahead::of(next, next ? fitting : 0);
+    const Ahead ahead = Ahead::line(next, next ? fitting : 0);
     if (!transform_columns(h, whole, begin, end, out, stream, ahead)) {
 #pragma omp atomic write
       failed = true;
@@ -279,9 +279,9 @@ int hadamard_as(const Hadamard& h) {
       const int64_t count = std::min(together, end - row) * h.padded;
       const T* from = x + row * h.row_stride;
       const bool more = row + together < end;
-      Ahead ahead = Ahead::of(from + together * h.row_stride, !more          ? 0
-                                                              : together > 1 ? together * h.padded
-                                                                             : h.length);
+      Ahead ahead = Ahead::line(from + together * h.row_stride, !more          ? 0
+                                                                : together > 1 ? together * h.padded
+                                                                               : h.length);
       transform_line(from, together > 1 ? count : h.length, h.padded, count, line, ahead);
       write_line(line, count, A(h.scale), out + row * h.padded, stream, ahead);
     }
