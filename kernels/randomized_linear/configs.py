@@ -116,6 +116,7 @@ def _case(
     dtype: str,
     warps: int,
     divisible: tuple[str, ...] = ("columns", "row_stride"),
+    common: bool = True,
 ) -> Case:
     acc = "fp64" if dtype == "fp64" else "fp32"
     types = {"x": "*" + dtype, "acc": "*" + acc}
@@ -126,7 +127,7 @@ def _case(
         constexprs={**constexprs, "ACC": tl.float64 if dtype == "fp64" else tl.float32},
         options={"num_warps": warps, "enable_fp_fusion": FP_FUSION},
         dtype=dtype,
-        common=True,
+        common=common,
         divisible=divisible,
     )
 
@@ -163,8 +164,15 @@ def _srht_cases(dtype: str, itemsize: int) -> Iterator[Case]:
     signature.update(dict.fromkeys(counts, "i32"))
     for index in (tl.int32, tl.int64) if dtype == "bf16" else (tl.int32,):
         constexprs = {"INDEX": index, "COLUMNS": config.columns}
-        name = f"srht-{index}"
-        yield _case(name, project_srht_kernel, signature, constexprs, dtype, config.warps)
+        yield _case(
+            f"srht-{index}",
+            project_srht_kernel,
+            signature,
+            constexprs,
+            dtype,
+            config.warps,
+            common=index == tl.int32,
+        )
 
 
 def _select_cases(dtype: str, itemsize: int) -> Iterator[Case]:
@@ -188,9 +196,15 @@ def _hadamard_cases(dtype: str, itemsize: int) -> Iterator[Case]:
     signature |= {"log_tiles": "i32", **scale}
     for points in (64, config.block):
         constexprs = {"POINTS": points, "BLOCK": config.block, "INDEX": tl.int32}
-        name = f"hadamard-{points}"
         yield _case(
-            name, hadamard_kernel, signature, constexprs, dtype, config.warps, ("row_stride",)
+            f"hadamard-{points}",
+            hadamard_kernel,
+            signature,
+            constexprs,
+            dtype,
+            config.warps,
+            ("row_stride",),
+            common=points == config.block,
         )
     middle = "*fp32" if itemsize == 2 else "x"
     signature = {"x_ptr": middle, "out_ptr": "x", "stride": "i32", **scale}

@@ -33,59 +33,12 @@ from torch import Tensor
 from .. import _backends, _checks
 from .._dtypes import accumulator
 from . import reference
+from .arguments import check_options, check_probabilities, check_rows, check_seed
 from .autograd import HadamardTransform, Project, RandomizedLinear, ops
-from .reference import OBLIVIOUS, SAMPLERS, SKETCHES
+from .reference import OBLIVIOUS
 
 FAMILY = "randomized_linear"
 LONGEST_HADAMARD = 2**20
-
-
-# -------------------------------------------------------------------------------------- checks
-
-
-def check_options(ratio: Any, sketch: Any) -> None:
-    _checks.number("ratio", ratio)
-    if not 0 < ratio <= 1:
-        raise _checks.fail_value("ratio", "a number in (0, 1]", ratio)
-    _checks.one_of("sketch", sketch, SKETCHES)
-
-
-def _check_seed(seed: Any, x: Tensor) -> None:
-    if seed is None:
-        raise _checks.fail_type("seed", "an int or a 0-dim int64 tensor", seed)
-    _checks.seed("seed", seed)
-    if isinstance(seed, Tensor) and seed.device != x.device:
-        raise _checks.fail_value("seed", f"a tensor on {x.device}", seed.device)
-
-
-def _check_rows(x: Tensor, n: int) -> None:
-    if n >= 2**31:
-        raise _checks.fail_value("x", "fewer than 2**31 rows", n)
-
-
-def _check_probabilities(p: Any, sketch: str, x: Tensor, n: int) -> None:
-    if p is None:
-        return
-    if sketch not in SAMPLERS:
-        raise _checks.fail_value(
-            "probabilities", f"None unless sketch is one of {SAMPLERS}", f"a value for {sketch!r}"
-        )
-    _checks.floating_tensor("probabilities", p)
-    if p.shape != (n,):
-        raise _checks.fail_value("probabilities", f"shape ({n},), one for each row", tuple(p.shape))
-    if p.device != x.device:
-        raise _checks.fail_value("probabilities", f"a tensor on {x.device}", p.device)
-    if n == 0:
-        return
-    total = p.detach().double().sum()
-    tolerance = 1e-3 if p.element_size() == 2 else 1e-5
-    if torch.compiler.is_compiling():
-        good = (p.detach() >= 0).all() & ((total - 1).abs() <= tolerance)
-        torch._assert_async(good, "probabilities: expected values >= 0 with sum 1")
-    elif bool((p.detach() < 0).any()):
-        raise _checks.fail_value("probabilities", "values >= 0", float(p.detach().min()))
-    elif not abs(float(total) - 1) <= tolerance:
-        raise _checks.fail_value("probabilities", "values that sum to 1", f"sum {float(total):.6g}")
 
 
 def _check_parameters(x: Tensor, weight: Any, bias: Any, dtype: torch.dtype) -> None:
@@ -145,12 +98,12 @@ class SharedInput:
         if x.dim() == 0:
             raise _checks.fail_value("x", "at least one dimension", "a 0-dim tensor")
         check_options(ratio, sketch)
-        _check_seed(seed, x)
+        check_seed(seed, x)
         n = 1
         for size in x.shape[:-1]:
             n = n * size
-        _check_rows(x, n)
-        _check_probabilities(probabilities, sketch, x, n)
+        check_rows(x, n)
+        check_probabilities(probabilities, sketch, x)
         self.x, self.sketch, self.seed, self.probabilities = x, sketch, seed, probabilities
         self.k = reference.rows_kept(n, ratio)
         self.backend = _backends.resolve(FAMILY, backend, x)
@@ -265,13 +218,13 @@ def project(
     _checks.floating_tensor("x", x)
     if x.dim() != 2:
         raise _checks.fail_value("x", "shape (N, I)", tuple(x.shape))
-    _check_rows(x, x.shape[0])
+    check_rows(x, x.shape[0])
     _checks.one_of("sketch", sketch, OBLIVIOUS)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise _checks.fail_type("k", "an int >= 0", k)
     if not 0 <= k < 2**31:
         raise _checks.fail_value("k", "an int in [0, 2**31)", k)
-    _check_seed(seed, x)
+    check_seed(seed, x)
     chosen = _backends.resolve(FAMILY, backend, x)
     seed = seed_tensor(seed, x)
     if chosen == "reference":

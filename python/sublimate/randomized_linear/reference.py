@@ -241,20 +241,33 @@ def sample(sketch: str, probabilities: Tensor, k: int, seed: int | Tensor) -> tu
         index = _inverse_cdf(p, u)
         return index.to(torch.int32), 1 / (k * p[index])
     taken, order = torch.sort(p, descending=True, stable=True)
-    before = torch.cat((p.new_zeros(1), taken.cumsum(0)))  # P_0 .. P_N
-    count = torch.arange(k, device=device, dtype=torch.float64)
-    most = torch.arange(k, device=device).clamp(max=n)
-    rest = (1 - before[most]).clamp(min=0)
-    c = (rest**2 / (k - count)).argmin()  # the first of equals
+    c, share = winners(taken, k)
     # The first c outputs are the winners; u_j belongs to output j, also there, and is not used.
     place = torch.arange(k, device=device)
     winner = place < c
     remaining = torch.where(torch.arange(n, device=device) < c, torch.zeros_like(taken), taken)
     drawn = _inverse_cdf(remaining, u)
     at = torch.where(winner, place.clamp(max=n - 1), drawn)
-    share = remaining.sum()
     square = share / ((k - c) * taken[at])
     return order[at].to(torch.int32), torch.where(winner, torch.ones_like(square), square)
+
+
+def winners(taken: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """How many of the rows, by descending probability, wta takes for certain; what is left.
+
+    Args:
+        taken: (N,) float64, descending, N > 0.
+
+    Returns:
+        c, int64, and the sum of all probabilities but the c first.
+    """
+    n = taken.shape[0]
+    # Sums from the small end: what is left keeps its digits.
+    left = torch.cat((taken.flip(0).cumsum(0).flip(0), taken.new_zeros(1)))  # [N + 1]
+    count = torch.arange(k, device=taken.device)
+    rest = left[count.clamp(max=n)]
+    c = (rest**2 / (k - count)).argmin()  # the first of equals
+    return c, rest[c]
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
