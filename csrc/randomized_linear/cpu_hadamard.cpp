@@ -18,6 +18,10 @@ constexpr int LOG_LANES = log2_of(LANES<A>);
 // Elements transformed in L1: 16 KiB.
 template <class A>
 constexpr int LINE = 16384 / int(sizeof(A));
+// Distance of the lines of a long row in scratch memory: not a power of two, so that a column of
+// them does not fall into a few sets of the cache.
+template <class A>
+constexpr int PITCH = LINE<A> + 4 * LANES<A>;
 constexpr int FIRST = 3;   // stages over registers in the pass that reads x
 constexpr int STRIPS = 4;  // registers side by side in a pass over the columns of a long row
 
@@ -136,7 +140,7 @@ void transform_few(const arith_t<T>* from, int64_t left, int64_t right, arith_t<
     for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 16
       for (int i = 0; i < lines; ++i) {
-        v[half][i] = tile::load(from + i * LINE<A> + column + half * L);
+        v[half][i] = tile::load(from + i * PITCH<A> + column + half * L);
       }
       across_registers<log>(v[half]);
     }
@@ -160,10 +164,10 @@ void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t
       constexpr int log = constant.value;
       for (int64_t line = 0; line < lines; line += 1 << log) {
         for (int s = 0; s < STRIPS; ++s) {
-          const A* source = from + line * LINE<A> + column + s * L;
+          const A* source = from + line * PITCH<A> + column + s * L;
           Vector<A> v[1 << log];
 #pragma GCC unroll 16
-          for (int i = 0; i < (1 << log); ++i) v[i] = tile::load(source + i * LINE<A>);
+          for (int i = 0; i < (1 << log); ++i) v[i] = tile::load(source + i * PITCH<A>);
           across_registers<log>(v);
           A* to = tile + (s * lines + line) * L;
 #pragma GCC unroll 16
@@ -175,8 +179,8 @@ void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t
     for (int64_t line = 0; line < lines; ++line) {
       const A* row = tile + line * L;
       for (int s = 0; s < STRIPS; s += 2) {
-        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s) * L);
-        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s + 1) * L);
+        __builtin_prefetch(from + line * PITCH<A> + column + (STRIPS + s) * L);
+        __builtin_prefetch(from + line * PITCH<A> + column + (STRIPS + s + 1) * L);
         write_pair(out + line * LINE<A> + column + s * L, scale * tile::load(row + s * lines * L),
                    scale * tile::load(row + (s + 1) * lines * L), stream);
       }
@@ -210,9 +214,10 @@ bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int thre
   using A = arith_t<T>;
   const int64_t fitting = std::min<int64_t>(h.length, (256 << 10) / sizeof(T));
   parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin * LINE<A>; at < end * LINE<A>; at += LINE<A>) {
+    for (int64_t line = begin; line < end; ++line) {
+      const int64_t at = line * LINE<A>;
       Ahead ahead = Ahead::line(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
-      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at, ahead);
+      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + line * PITCH<A>, ahead);
     }
   });
   bool failed = false;
@@ -233,7 +238,8 @@ int long_rows(const Hadamard& h, bool stream) {
   const T* x = static_cast<const T*>(h.x);
   T* out = static_cast<T*>(h.out);
   const auto rows = [&](int64_t begin, int64_t end, int threads) {
-    const Scratch<arith_t<T>> whole(h.padded);
+    using A = arith_t<T>;
+    const Scratch<A> whole(h.padded / LINE<A> * PITCH<A>);
     bool good = whole.get();
     for (int64_t r = begin; good && r < end; ++r) {
       const T* row = x + r * h.row_stride;
