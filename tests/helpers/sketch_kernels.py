@@ -111,8 +111,8 @@ def compare(
 
 def check_project(
     kernels: Kernels, x: Tensor, sketch: str, k: int, seed: int = SEED, what: str = ""
-) -> None:
-    """Runs ``project`` on x (CPU) and compares."""
+) -> Tensor:
+    """Runs ``project`` on x (CPU) and compares; returns the result."""
     what = f"{sketch} {tuple(x.shape)} -> {k} {x.dtype} {what}"
     device = kernels.device
     out, unwritten = guarded((k, x.shape[1]), x.dtype, device)
@@ -126,6 +126,7 @@ def check_project(
         # The truth rounds too: in sums of that size a random walk of as many steps as rows.
         terms = terms * max(1, x.shape[0]) ** 0.5
     compare(kernels, out, truth, R.project(x, sketch, k, seed), terms, what)
+    return out.cpu()
 
 
 def check_gather(

@@ -11,10 +11,10 @@ from helpers import sketch_kernels as K
 SHAPES = ((1, 1, 1), (33, 37, 13), (67, 131, 70), (130, 16, 3), (6, 5, 9), (70, 40, 1))
 
 
-def cases(device: str) -> Iterator[Callable[[], None]]:
+def cases(device: str) -> Iterator[Callable[[], object]]:
     kernels = K.native("cuda", device)
 
-    def project(*arguments: object) -> Callable[[], None]:
+    def project(*arguments: object) -> Callable[[], object]:
         return lambda: K.check_project(kernels, *arguments)  # type: ignore[arg-type]
 
     for dtype in K.DTYPES:
