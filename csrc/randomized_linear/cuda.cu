@@ -6,7 +6,6 @@
 
 #include <cuda_runtime.h>
 
-#include <cmath>
 #include <cstdint>
 
 #include "common/permutation.h"
@@ -28,14 +27,15 @@ struct Selection {
   int64_t rows, columns, row_stride;
   void* out;
   int64_t k;
-  const int32_t* index;  // index
-  const void* scale;     // index: (k,) or null
-  const int64_t* seed;   // rows, countsketch
-  int64_t members;       // most rows in one output: 1, or ceil(rows / k)
-  int each;              // outputs to a warp: each * members <= 32, or 1
-  int64_t tiles;         // runs of 32 packs along a row
-  int splits;            // warps to share them
-  bool aligned;
+  const int32_t* index = nullptr;  // index
+  const void* scale = nullptr;     // index: (k,) or null
+  const int64_t* seed = nullptr;   // rows, countsketch
+  double factor = 1;               // rows: of every output
+  int64_t members = 1;             // most rows in one output
+  int each = 1;                    // outputs to a warp: each * members <= 32, or 1
+  int64_t tiles = 1;               // runs of 32 packs along a row
+  int splits = 1;                  // warps to share them
+  bool aligned = false;
 };
 
 // Row and weight of member t of output j; the row is -1 where there is none.
@@ -52,7 +52,7 @@ __device__ void find(const Selection& s, const Permutation& p, uint64_t seed, in
   } else if (C == Choice::rows) {
     if (j >= s.rows) return;
     *row = int32_t(permuted(p, uint32_t(j)));
-    *weight = A(subset_scale(s.rows, s.k));
+    *weight = A(s.factor);
   } else {
     // Bucket j holds the rows whose place in the random order is j, j + k, j + 2 k, ...
     const int64_t place = j + t * s.k;
@@ -103,7 +103,7 @@ __device__ void store_row(T* out, int64_t tile, int lane, const Selection& s, co
     Pack<T> pack;
 #pragma unroll
     for (int v = 0; v < SIZE; ++v) pack.item[v] = store_value<T>(sum[v]);
-    *reinterpret_cast<Pack<T>*>(out + start) = pack;
+    store_pack(out + start, pack);
   } else {
     walk<T>(tile, lane, s.columns, false,
             [&](int v, int64_t c) { out[c] = store_value<T>(sum[v]); });
@@ -171,23 +171,23 @@ int select(Selection s, const Exec& exec) {
                 cudaStream_t(exec.stream), s);
 }
 
-Selection selection(const Project& p) {
-  return {p.x, p.rows, p.columns, p.row_stride, p.out, p.k, nullptr, nullptr, p.seed, 1,
-          1,   1,      1,         false};
-}
-
 template <class T>
 int gather_as(const Gather& g) {
   if (g.k == 0 || g.columns == 0) return kOk;
-  return select<T, Choice::index>({g.x, g.rows, g.columns, g.row_stride, g.out, g.k, g.index,
-                                   g.scale, nullptr, 1, 1, 1, 1, false},
-                                  g.exec);
+  Selection s{g.x, g.rows, g.columns, g.row_stride, g.out, g.k};
+  s.index = g.index;
+  s.scale = g.scale;
+  return select<T, Choice::index>(s, g.exec);
 }
 
 template <class T>
 int project_select_as(const Project& p) {
-  Selection s = selection(p);
-  if (Sketch(p.sketch) == Sketch::rows) return select<T, Choice::rows>(s, p.exec);
+  Selection s{p.x, p.rows, p.columns, p.row_stride, p.out, p.k};
+  s.seed = p.seed;
+  if (Sketch(p.sketch) == Sketch::rows) {
+    s.factor = subset_scale(p.rows, p.k);
+    return select<T, Choice::rows>(s, p.exec);
+  }
   s.members = ceil_div(p.rows, p.k);
   return select<T, Choice::countsketch>(s, p.exec);
 }

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "common/dtype.h"
 #include "common/launch.h"
@@ -22,6 +23,18 @@ struct alignas(16) Pack {
   static constexpr int SIZE = 16 / sizeof(T);
   T item[SIZE];
 };
+
+// One access: the compiler would take the struct apart and store its items.
+template <class T>
+__device__ void store_pack(T* to, const Pack<T>& pack) {
+#if SUBLIMATE_ON_DEVICE
+  uint4 whole;
+  memcpy(&whole, &pack, sizeof whole);
+  __stcg(reinterpret_cast<uint4*>(to), whole);
+#else
+  *reinterpret_cast<Pack<T>*>(to) = pack;
+#endif
+}
 
 // Whether every row begins at a multiple of 16 bytes, so that rows can be read in packs.
 inline bool aligned_rows(const void* base, int64_t row_bytes) {

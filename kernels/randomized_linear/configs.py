@@ -181,7 +181,9 @@ def _select_cases(dtype: str, itemsize: int) -> Iterator[Case]:
     config = select(itemsize)
     signature = {"x_ptr": "x", "out_ptr": "x", **_SHAPE, "members": "i32", "half": "i32"}
     for kind in ("index", "rows", "countsketch"):
-        more = {"index_ptr": "*i32", "scale_ptr": "acc"} if kind == "index" else {"seed_ptr": "*i64"}
+        more = (
+            {"index_ptr": "*i32", "scale_ptr": "acc"} if kind == "index" else {"seed_ptr": "*i64"}
+        )
         constexprs = {"KIND": kind, "OUTPUTS": config.outputs, "COLUMNS": config.columns}
         full = {**signature, **more}
         yield _case(kind, select_kernel, full, constexprs, dtype, config.warps)

@@ -39,8 +39,7 @@ def project(x: Tensor, out: Tensor, seed: Tensor, sketch: str, table: Tensor | N
         raise ValueError(f"sketch: expected one of {PROJECTIONS}, got {sketch!r}")
     if sketch == "gaussian" and table is None:
         raise ValueError("table: expected the table of normal numbers for 'gaussian', got None")
-    rows, columns = x.shape
-    k = out.shape[0]
+    rows, k = x.shape[0], out.shape[0]
     if out.numel() == 0:
         return
     if rows == 0:

@@ -59,4 +59,6 @@ def project_srht_kernel(
         x = tl.load(x_ptr + start + x_at, mask=(r < left)[:, None] & here, other=0.0)
         y = (x.to(ACC) * sign[:, None]).reshape([BLOCK])
         y = transform(y, BLOCK, COLUMNS, ROWS).reshape([ROWS, COLUMNS]) * scale.to(ACC)
-        tl.store(out_ptr + start + out_at, y.to(out_ptr.dtype.element_ty), mask=kept[:, None] & here)
+        tl.store(
+            out_ptr + start + out_at, y.to(out_ptr.dtype.element_ty), mask=kept[:, None] & here
+        )

@@ -57,11 +57,20 @@ def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor
 
 
 def strided(x: Tensor, pad: int = 3, offset: int = 1) -> Tensor:
-    """The same matrix with ``pad`` elements between rows, ``offset`` in, NaN all around."""
+    """The same matrix with ``pad`` NaN between rows, ``offset`` elements into its allocation, which
+    ends where the matrix does."""
     rows, columns = x.shape
-    room = torch.full((offset + rows * (columns + pad) + 1,), torch.nan, dtype=x.dtype)
-    view = room[offset:].as_strided((rows, columns), (columns + pad, 1))
+    room = torch.full((offset + rows * (columns + pad) - pad * (rows > 0),), torch.nan).to(x.dtype)
+    view = room.as_strided((rows, columns), (columns + pad, 1), offset)
     return view.copy_(x)
+
+
+def put(x: Tensor, device: str) -> Tensor:
+    """x on a device with its strides and its place in the allocation."""
+    if device == "cpu":
+        return x
+    room = x.as_strided((x.untyped_storage().nbytes() // x.element_size(),), (1,), 0)
+    return room.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 def guarded(shape: tuple[int, int], dtype: torch.dtype, device: str) -> tuple[Tensor, Callable]:
@@ -80,7 +89,7 @@ def guarded(shape: tuple[int, int], dtype: torch.dtype, device: str) -> tuple[Te
 def compare(
     kernels: Kernels, result: Tensor, truth: Tensor, eager: Tensor, size: Tensor, what: str
 ) -> None:
-    """The house's rule, ``size`` being that of the summed terms; bf16 that was cut: a bit more."""
+    """The house's rule, ``size`` that of the summed terms; bf16 that was cut: one bit more."""
     result = result.cpu()
     if result.dtype == torch.float64:
         # The truth rounds like the result: up to 20 levels or some hundred terms, each rounded to
@@ -108,8 +117,7 @@ def check_project(
     device = kernels.device
     out, unwritten = guarded((k, x.shape[1]), x.dtype, device)
     table = _normal.table(device) if sketch == "gaussian" else None
-    moved = x if device == "cpu" else strided(x).to(device)
-    kernels.project(moved, out, torch.tensor(seed, device=device), sketch, table)
+    kernels.project(put(x, device), out, torch.tensor(seed, device=device), sketch, table)
     unwritten()
     truth = R.project(x.double(), sketch, k, seed)
     # Sums of many rows: an element may be small by cancellation.
@@ -126,8 +134,8 @@ def check_gather(
 ) -> None:
     """Exact: one product, rounded once; without a scale, the rows themselves."""
     out, unwritten = guarded((index.numel(), x.shape[1]), x.dtype, kernels.device)
-    put = [None if t is None else t.to(kernels.device) for t in (index, scale)]
-    kernels.gather(x.to(kernels.device), put[0], put[1], out)
+    there = [None if t is None else t.to(kernels.device) for t in (index, scale)]
+    kernels.gather(put(x, kernels.device), *there, out)
     unwritten()
     expected = R.gather(x, index, scale)
     if kernels.truncates and x.dtype == torch.bfloat16 and scale is not None:
@@ -140,7 +148,7 @@ def check_hadamard(kernels: Kernels, x: Tensor, scale: float, what: str = "") ->
     what = f"hadamard {tuple(x.shape)} {x.dtype} {what}"
     truth = R.hadamard_transform(x.double(), scale)
     out, unwritten = guarded(tuple(truth.shape), x.dtype, kernels.device)
-    kernels.hadamard(x.to(kernels.device), out, scale)
+    kernels.hadamard(put(x, kernels.device), out, scale)
     unwritten()
     terms = x.double().square().nan_to_num(0, 0, 0).sum(1, keepdim=True).sqrt() * abs(scale)
     eager = R.hadamard_transform(x, scale)

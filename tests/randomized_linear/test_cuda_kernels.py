@@ -120,7 +120,7 @@ def test_hadamard_beyond_a_block(kernels, dtype):
 @pytest.mark.parametrize("dtype", K.DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_large(backend, dtype):
-    """Sizes of a layer, where every multiprocessor has several blocks; and the longest transform."""
+    """Sizes of a layer, several blocks to every multiprocessor; and the longest transform."""
     kernels = K.triton("cuda") if backend == "triton" else K.native("cuda", "cuda")
     for sketch in PROJECTIONS:
         K.check_project(kernels, K.numbers((4096, 771), dtype), sketch, 819)

@@ -1,4 +1,4 @@
-"""The family's Triton kernels against the reference, under Triton's interpreter (a process apart)."""
+"""The Triton kernels against the reference, under Triton's interpreter (a process apart)."""
 
 from __future__ import annotations
 
