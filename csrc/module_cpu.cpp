@@ -8,6 +8,7 @@
 #include "common/error.h"
 #include "common/isa.h"
 #include "fewbit/bind.h"
+#include "multicut/graph.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
 #if defined(SUBLIMATE_MULTIVERSION)
@@ -64,4 +65,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = sublimate::isa_name(isa);
   m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
+  sublimate::multicut::bind_graph(m);
 }

@@ -56,9 +56,11 @@ def pack_inside(wrong: Tensor, attract: Tensor) -> tuple[float, Tensor]:
     gain = 0.0
     for _ in range(_ROUNDS):
         share = _share(wrong, attract @ attract)
-        used = attract * _cap(share @ attract)
+        load = share @ attract  # of (i, k) by triangles whose repulsive pair is at i
+        used = attract * _cap(load + load.t())
         won = share * (used @ used)
-        attract = _take(attract, used * (share @ used))
+        load = share @ used
+        attract = _take(attract, used * (load + load.t()))
         wrong = _take(wrong, won)
         gain += float(won.sum(dtype=torch.float64)) / 2
     return gain, attract

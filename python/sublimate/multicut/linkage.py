@@ -105,7 +105,7 @@ def average_tree(
     the work of the first pass in all, measured on Gaussian mixtures.
     """
     n, d = x.shape
-    sums = x.double()
+    sums = x.to(torch.float64, copy=True)  # changed in place
     sizes = torch.ones(n, dtype=torch.float64, device=x.device)
     if weights is not None:
         sizes = weights.double()
