@@ -3,25 +3,23 @@
 from typing import Any
 
 from . import reference
-from .functional import (
-    alpha_path,
-    assign,
-    gaec_graph,
-    inner_product_topk,
-    lower_bound,
-    objective,
-    suggest_alpha,
-)
+from .functional import dense_multicut, lower_bound, objective
+from .graph import gaec_graph
+from .learning import margin_loss
 from .linkage import AlphaPath
+from .pairs import assign, inner_product_topk
+from .path import alpha_path, suggest_alpha
 
 __all__ = [
     "AlphaPath",
     "DenseMulticut",
     "alpha_path",
     "assign",
+    "dense_multicut",
     "gaec_graph",
     "inner_product_topk",
     "lower_bound",
+    "margin_loss",
     "objective",
     "reference",
     "suggest_alpha",

@@ -6,6 +6,7 @@ before any kernel runs. Values are read (finite? in range?), which on a GPU wait
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from .._dtypes import accumulator
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -113,7 +115,7 @@ def offsets(value: Any, x: Tensor) -> list[int] | None:
     expected = f"ascending numbers from 0 to {x.shape[0]}, the rows of features"
     if not rows or rows[0] != 0 or rows[-1] != x.shape[0]:
         raise _checks.fail_value("offsets", expected, _short(rows))
-    for i, (low, high) in enumerate(zip(rows[:-1], rows[1:], strict=True)):
+    for i, (low, high) in enumerate(itertools.pairwise(rows)):
         if high < low:
             raise _checks.fail_value("offsets", expected, f"{high} after {low} at place {i + 1}")
     return rows
@@ -121,36 +123,6 @@ def offsets(value: Any, x: Tensor) -> list[int] | None:
 
 def _short(rows: list[int]) -> str:
     return repr(rows) if len(rows) <= 6 else f"{rows[:3]} ... {rows[-2:]}"
-
-
-def must_link(value: Any, x: Tensor, rows: list[int] | None) -> None:
-    """None, or pairs of nodes (p, 2), numbered over all instances, each within one instance."""
-    if value is None:
-        return
-    if not isinstance(value, Tensor):
-        raise _checks.fail_type("must_link", "a torch.Tensor of integers, shape (p, 2)", value)
-    if value.dtype not in INTEGERS:
-        raise _checks.fail_kind("must_link", "a tensor of integers", str(value.dtype))
-    if value.dim() != 2 or value.shape[1] != 2:
-        raise _checks.fail_value("must_link", "shape (p, 2)", tuple(value.shape))
-    _same_device("must_link", value, x)
-    if value.numel() == 0:
-        return
-    nodes = x.shape[:-1].numel()
-    low, high = int(value.min()), int(value.max())
-    if low < 0 or high >= nodes:
-        raise _checks.fail_value(
-            "must_link", f"nodes from 0 to {nodes - 1}", low if low < 0 else high
-        )
-    if x.dim() == 3:
-        rows = list(range(0, nodes + 1, x.shape[1])) if x.shape[1] else None
-    if rows is not None:
-        borders = torch.tensor(rows[1:], device=value.device)
-        instance = torch.bucketize(value.long(), borders, right=True)
-        across = (instance[:, 0] != instance[:, 1]).nonzero()
-        if len(across):
-            pair = value[across[0, 0]].tolist()
-            raise _checks.fail_value("must_link", "pairs within one instance", pair)
 
 
 @dataclass(frozen=True)
@@ -185,3 +157,62 @@ def batch(x: Tensor, offset_rows: list[int] | None) -> Batch:
     if offset_rows is None:
         return Batch([0, x.shape[0]], x.shape[:-1], True)
     return Batch(offset_rows, x.shape[:-1], False)
+
+
+def must_link(value: Any, x: Tensor, batch: Batch) -> None:
+    """None, or pairs of nodes (p, 2), numbered over all instances, each within one instance."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise _checks.fail_type("must_link", "a torch.Tensor of integers, shape (p, 2)", value)
+    if value.dtype not in INTEGERS:
+        raise _checks.fail_kind("must_link", "a tensor of integers", str(value.dtype))
+    if value.dim() != 2 or value.shape[1] != 2:
+        raise _checks.fail_value("must_link", "shape (p, 2)", tuple(value.shape))
+    _same_device("must_link", value, x)
+    if value.numel() == 0:
+        return
+    nodes = x.shape[:-1].numel()
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= nodes:
+        raise _checks.fail_value(
+            "must_link", f"nodes from 0 to {nodes - 1}", low if low < 0 else high
+        )
+    if batch.size > 1:
+        instance = batch.instance_of_nodes(value.device)[value.long()]
+        across = (instance[:, 0] != instance[:, 1]).nonzero()
+        if len(across):
+            pair = value[across[0, 0]].tolist()
+            raise _checks.fail_value("must_link", "pairs within one instance", pair)
+
+
+def checked(x: Any, alpha: Any, w: Any, negative_dims: Any, borders: Any, *, tensor: bool) -> Batch:
+    """Checks what most functions share; ``tensor``: alpha may be a tensor of one element."""
+    features("features", x)
+    number("alpha", alpha, tensor=tensor)
+    weights("weights", w, x)
+    _checks.integer_between("negative_dims", negative_dims, 0, x.shape[-1])
+    return batch(x, offsets(borders, x))
+
+
+# ------------------------------------------------------------------------- the form for kernels
+
+
+def rows(x: Tensor) -> Tensor:
+    """(N, d) contiguous, in the dtype that is computed in, without history."""
+    return x.detach().reshape(-1, x.shape[-1]).to(accumulator(x.dtype)).contiguous()
+
+
+def flat(w: Tensor | None, x: Tensor) -> Tensor | None:
+    """(N,) weights in the dtype of the rows x."""
+    return None if w is None else w.detach().reshape(-1).to(x.dtype).contiguous()
+
+
+def borders(b: Batch, device: torch.device) -> Tensor:
+    """(B + 1,) int64 offsets."""
+    return torch.tensor(b.rows, dtype=torch.int64, device=device)
+
+
+def per_instance(values: Tensor, b: Batch) -> Tensor:
+    """One number for one instance, (B,) for a batch."""
+    return values[0] if b.single else values

@@ -1,7 +1,7 @@
 """Cluster sums with their closed-form gradient, on any backend.
 
-Sums are linear in the features: backward gives each node its cluster's gradient, and the backward of
-that is a sum again. So derivatives of every order exist, each one kernel or one gather.
+Sums are linear in the features: backward gives each node its cluster's gradient, and the backward
+of that is a sum again. So derivatives of every order exist, each one kernel or one gather.
 """
 
 from __future__ import annotations

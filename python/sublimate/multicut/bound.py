@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .objective import signature
+from .cost import signature
 
 #: Nodes of a block: three matrices of BLOCK x BLOCK live at a time, and one per block to the end.
 BLOCK = 512
@@ -132,9 +132,7 @@ def triangle_gain(
         inside = costs * same
         won, attract = pack_inside((-inside).clamp_min(0), inside.clamp_min(0))
         across = costs * ~same
-        more, attract, _ = pack_across(
-            across.clamp_min(0), (-across).clamp_min(0), attract, None
-        )
+        more, attract, _ = pack_across(across.clamp_min(0), (-across).clamp_min(0), attract, None)
         gain += won + more
         left.append(attract)
     for i, a in enumerate(blocks):
@@ -144,8 +142,6 @@ def triangle_gain(
             wrong = across.clamp_min(0)
             if not wrong.any():
                 continue
-            won, left[i], left[j] = pack_across(
-                wrong, (-across).clamp_min_(0), left[i], left[j]
-            )
+            won, left[i], left[j] = pack_across(wrong, (-across).clamp_min_(0), left[i], left[j])
             gain += won
     return gain * (1 - (1e-12 if x.dtype == torch.float64 else 1e-5))

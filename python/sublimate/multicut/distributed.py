@@ -1,8 +1,8 @@
 """The all-pairs pass with its rows divided over the ranks of a process group.
 
 Every rank holds all features (n d numbers) and computes n / world rows of partners; the results
-(n numbers) are gathered, so that each rank continues with the same ones. Rows are computed as in one
-process, number for number, hence so are the labels.
+(n numbers) are gathered, so that each rank continues with the same ones. Rows are computed as in
+one process, number for number, hence so are the labels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Average linkage on the complete graph of inner products, in O(n d) memory: one tree for all alpha.
+"""Average linkage on all inner products in O(n d) memory: one tree for every alpha.
 
 The mean cost between clusters A and B is <mu_A, mu_B> - alpha: alpha shifts every candidate alike,
 so the order of contractions does not depend on it, and the partition for alpha consists of the
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .objective import signature
+from .cost import signature
 
 #: means [K, d] -> (largest inner product of each row with another [K], its column [K])
 BestPartner = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -80,9 +80,8 @@ class AlphaPath:
             return float(h[-1]) - slack
         if kept == 0:
             return float(h[0]) + slack
-        middle = float(h[kept - 1] + h[kept]) / 2
-        # Between neighbours in float64 the middle may round up to the higher one: still not above.
-        return middle
+        # Between neighbours in float64 the middle may round to the higher one: still not above.
+        return float(h[kept - 1] + h[kept]) / 2
 
     def __repr__(self) -> str:
         if len(self.heights) == 0:

@@ -10,9 +10,7 @@ from .. import _checks
 
 #: (done, total, what is running) -> None
 Report = Callable[[int, int, str], None]
-_EXPECTED = (
-    "None, a tqdm bar or class, a rich.progress.Progress, or a callable (done, total, what)"
-)
+_EXPECTED = "None, a tqdm bar or class, a rich.progress.Progress, or a callable (done, total, what)"
 
 
 class Reporter:
