@@ -2,8 +2,8 @@
 
 The pair (i, j) is worth s_ij = <f_i, f_j> - alpha w_i w_j; positive attracts. A clustering costs
 the sum of s_ij over the pairs it cuts, and the best one, of whatever number of clusters, is sought.
-All in one cluster costs 0. Source: Abbas and Swoboda, "ClusterFuG: Clustering Fully connected Graphs by
-Multicut", ICML 2023. The algorithms, proofs and measurements are in this folder's README.
+All in one cluster costs 0. Source: Abbas and Swoboda, "ClusterFuG: Clustering Fully connected
+Graphs by Multicut", ICML 2023. The algorithms, proofs and measurements are in this folder's README.
 
 Shared by the functions here:
 

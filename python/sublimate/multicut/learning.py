@@ -9,8 +9,8 @@ from .. import _backends, _checks
 from .._dtypes import accumulator
 from . import arguments, solver
 from .arguments import Batch
-from .functional import solver_options
 from .cost import cut_cost, disagreement, number_clusters
+from .functional import solver_options
 
 
 def margin_loss(
@@ -36,8 +36,8 @@ def margin_loss(
     other not. It is 0 if and only if the target beats every other clustering by the margin times
     its distance. The maximum is itself a dense multicut, with the target as extra coordinates that
     count negatively, and is sought by ``dense_multicut``'s methods: the loss is a lower bound of
-    the exact one and never negative. (Tsochantaridis et al., "Large Margin Methods for Structured and
-    Interdependent Output Variables", JMLR 2005; margin = 0 is the structured perceptron.)
+    the exact one and never negative. (Tsochantaridis et al., "Large Margin Methods for Structured
+    and Interdependent Output Variables", JMLR 2005; margin = 0 is the structured perceptron.)
 
     Args:
         target_labels: an integer per node, any numbering.
