@@ -62,8 +62,9 @@ def margin_loss(
     _checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     solver_options(method, refine, restarts)
     chosen = _backends.resolve("multicut", backend, features)
+    level = float(alpha.detach() if isinstance(alpha, Tensor) else alpha)
     worst = _most_violated(
-        features, target_labels, float(alpha), float(margin), weights, negative_dims, batch,
+        features, target_labels, level, float(margin), weights, negative_dims, batch,
         method, refine, restarts, chosen,
     )  # fmt: skip
     gap = cut_cost(
