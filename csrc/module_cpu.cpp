@@ -67,8 +67,11 @@ Target cpu_target(Isa isa) {
 
 namespace multicut {
 
-#define SUBLIMATE_MULTICUT_TARGET(level) \
-  Target { level::topk }
+#define SUBLIMATE_MULTICUT_TARGET(level)                                                 \
+  Target {                                                                               \
+    level::topk, level::negative_sum, level::contract, level::best_cluster, level::move, \
+        level::gaec, level::kernighan_lin                                                \
+  }
 
 Target cpu_target(Isa isa) {
 #if defined(SUBLIMATE_MULTIVERSION)

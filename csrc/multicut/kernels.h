@@ -137,6 +137,8 @@ struct Gaec {
 // value s(A, B) / (m_A m_B) (all if it is 0), pairs without a change since the last try are passed
 // over, for at most `rounds` rounds or until a round improves nothing. labels in and out: lowest
 // member.
+constexpr int64_t PATIENCE = 100;
+
 struct KernighanLin {
   Nodes nodes;
   int64_t* labels;  // (rows,) in and out
