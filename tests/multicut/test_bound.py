@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers.mixtures import mixture
@@ -136,7 +138,7 @@ def test_batch_equals_one_by_one(lane):
             multicut.lower_bound(
                 x[a:b], 0.3, labels=None if labels is None else z[a:b], backend=lane.backend
             )
-            for a, b in zip(rows[:-1], rows[1:], strict=True)
+            for a, b in itertools.pairwise(rows)
         ]
         assert torch.equal(got, torch.stack(each))
 
