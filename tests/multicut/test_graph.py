@@ -48,7 +48,7 @@ def test_complete_graph_is_dense_gaec():
 
 def test_nearest_neighbour_graph():
     """What it is for: attraction among nearest neighbours, repulsion of a sample of pairs."""
-    x, z = mixture(500, 16, 1, 0.25, clusters=10)
+    x, z = mixture(500, 16, 4, 0.25, clusters=10)
     _, columns = multicut.inner_product_topk(x, 8)
     near = torch.stack([torch.arange(500).repeat_interleave(8), columns.flatten()], 1)
     far = torch.randint(0, 500, (8000, 2))
