@@ -87,7 +87,7 @@ def test_features(name, x, error, parts):
 
 
 def test_large_numbers_are_finite():
-    """Their sum overflows; they do not. Refusing comes before kernels, accepting must not refuse."""
+    """Their sum overflows; they do not."""
     from sublimate.multicut import arguments
 
     arguments.features("features", torch.full((4, 2), 3e38))
