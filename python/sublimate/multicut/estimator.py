@@ -172,7 +172,8 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             x, back = X.detach().to(accumulator(X.dtype)), _same
         else:
             array = validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
-            x, back = torch.from_numpy(np.ascontiguousarray(array)), _numpy
+            array = np.require(array, requirements=["C", "W"])  # torch wants to be able to write
+            x, back = torch.from_numpy(array), _numpy
         if self.normalize:
             x = torch.nn.functional.normalize(x, dim=1)
         return x, back
