@@ -34,7 +34,7 @@ def run(name: str, group: object) -> Tensor:
 
 
 def main(rank: int, world: int, folder: str) -> None:
-    """Every case in turn, its labels to <folder>/<case>-<rank>; the rows each rank asked for too."""
+    """Every case in turn; its labels, and most rows asked for, to <folder>/<case>-<rank>."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
