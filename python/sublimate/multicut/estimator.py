@@ -48,7 +48,7 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_clusters_: their number.
         objective_: cost of the clustering; 0 is all in one cluster, lower is better.
         alpha_: the alpha used.
-        cluster_sums_, cluster_sizes_: (n_clusters_, n_features) float64 and (n_clusters_,): all that
+        cluster_sums_, cluster_sizes_: (n_clusters_, n_features) float64 and (n_clusters_,): what
             ``predict`` needs.
         n_features_in_, feature_names_in_: as in scikit-learn.
     """
