@@ -18,5 +18,26 @@ from ._C import (
 from ._C import (
     fewbit_gated_fwd as fewbit_gated_fwd,
 )
+from ._C import (
+    multicut_best_cluster as multicut_best_cluster,
+)
+from ._C import (
+    multicut_contract as multicut_contract,
+)
+from ._C import (
+    multicut_gaec as multicut_gaec,
+)
+from ._C import (
+    multicut_kernighan_lin as multicut_kernighan_lin,
+)
+from ._C import (
+    multicut_move as multicut_move,
+)
+from ._C import (
+    multicut_negative_sum as multicut_negative_sum,
+)
+from ._C import (
+    multicut_topk as multicut_topk,
+)
 
 architectures: str  # e.g. "80 90 100 +PTX"

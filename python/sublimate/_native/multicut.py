@@ -1,0 +1,206 @@
+"""Wrappers of the dense multicut kernels; their arguments are those of csrc/multicut/kernels.h."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import DTYPES, Library, NativeError, guard, library
+
+COMPUTED = (torch.float32, torch.float64)
+
+
+class Nodes(NamedTuple):
+    """``Nodes`` of kernels.h: what the nodes are and what a pair of them is worth."""
+
+    features: Tensor  # [N, d]
+    weights: Tensor | None  # [N]
+    offsets: Tensor  # [B + 1]
+    alpha: float
+    negative_dims: int
+
+
+class Clusters(NamedTuple):
+    """``Clusters`` of kernels.h: labels are slots."""
+
+    labels: Tensor  # [N]
+    sums: Tensor  # [K, d] fp64
+    masses: Tensor  # [K] fp64
+    counts: Tensor  # [K] int64
+    offsets: Tensor  # [B + 1]
+
+
+def _flat(op: str, lib: Library, argument: str, t: Tensor | None, *expected: object) -> int:
+    """Address of a contiguous tensor; expected: its dtype and number of elements."""
+    dtype, numel = expected
+    assert isinstance(dtype, torch.dtype) and isinstance(numel, int)
+    if t is not None and not t.is_contiguous():
+        raise NativeError(f"{op}: expected contiguous {argument}, got strides {t.stride()}")
+    return guard(op, argument, t, lib.device, (dtype,), numel)
+
+
+def _nodes(op: str, lib: Library, nodes: Nodes) -> tuple[int | float, ...]:
+    x = nodes.features
+    if x.dim() != 2 or not x.is_contiguous():
+        raise NativeError(f"{op}: expected contiguous features [n, d], got {tuple(x.shape)}")
+    rows, dims = x.shape
+    count = nodes.offsets.numel()
+    return (
+        DTYPES[x.dtype],
+        guard(op, "features", x, lib.device, COMPUTED),
+        _flat(op, lib, "weights", nodes.weights, x.dtype, rows),
+        rows,
+        dims,
+        _flat(op, lib, "offsets", nodes.offsets, torch.int64, count),
+        count - 1,
+        nodes.alpha,
+        nodes.negative_dims,
+    )
+
+
+def _clusters(op: str, lib: Library, nodes: Nodes, c: Clusters) -> tuple[int, ...]:
+    slots, (rows, dims) = c.counts.numel(), nodes.features.shape
+    return (
+        _flat(op, lib, "labels", c.labels, torch.int64, rows),
+        _flat(op, lib, "sums", c.sums, torch.float64, slots * dims),
+        _flat(op, lib, "masses", c.masses, torch.float64, slots),
+        _flat(op, lib, "counts", c.counts, torch.int64, slots),
+        slots,
+        _flat(op, lib, "slot offsets", c.offsets, torch.int64, nodes.offsets.numel()),
+    )
+
+
+def topk(
+    backend: str,
+    nodes: Nodes,
+    other: Tensor | None,
+    other_weights: Tensor | None,
+    other_offsets: Tensor | None,
+    self_offset: int | None,
+    values: Tensor,
+    indices: Tensor,
+) -> None:
+    """The best columns of each row; see csrc/multicut/kernels.h ``TopK``."""
+    lib, op, x = library(backend), "multicut_topk", nodes.features
+    columns = x.shape[0] if other is None else other.shape[0]
+    k = values.shape[1]
+    lib.call(
+        op,
+        x,
+        *_nodes(op, lib, nodes),
+        _flat(op, lib, "other", other, x.dtype, columns * x.shape[1]),
+        _flat(op, lib, "other weights", other_weights, x.dtype, columns),
+        columns,
+        _flat(op, lib, "other offsets", other_offsets, torch.int64, nodes.offsets.numel()),
+        k,
+        -1 if self_offset is None else self_offset,
+        _flat(op, lib, "values", values, x.dtype, x.shape[0] * k),
+        _flat(op, lib, "indices", indices, torch.int64, x.shape[0] * k),
+    )
+
+
+def negative_sum(backend: str, nodes: Nodes, sums: Tensor) -> None:
+    """Sum of the negative pairs; see csrc/multicut/kernels.h ``NegativeSum``."""
+    lib, op = library(backend), "multicut_negative_sum"
+    out = _flat(op, lib, "sums", sums, torch.float64, nodes.offsets.numel() - 1)
+    lib.call(op, nodes.features, *_nodes(op, lib, nodes), out)
+
+
+def contract(
+    backend: str,
+    features: Tensor,
+    weights: Tensor | None,
+    labels: Tensor,
+    sums: Tensor,
+    masses: Tensor,
+    counts: Tensor,
+) -> None:
+    """Sums of clusters; see csrc/multicut/kernels.h ``Contract``."""
+    lib, op = library(backend), "multicut_contract"
+    (rows, dims), clusters = features.shape, counts.numel()
+    if not features.is_contiguous():
+        raise NativeError(f"{op}: expected contiguous features")
+    lib.call(
+        op,
+        features,
+        DTYPES[features.dtype],
+        guard(op, "features", features, lib.device, COMPUTED),
+        _flat(op, lib, "weights", weights, features.dtype, rows),
+        rows,
+        dims,
+        _flat(op, lib, "labels", labels, torch.int64, rows),
+        clusters,
+        _flat(op, lib, "sums", sums, torch.float64, clusters * dims),
+        _flat(op, lib, "masses", masses, torch.float64, clusters),
+        _flat(op, lib, "counts", counts, torch.int64, clusters),
+    )
+
+
+def best_cluster(
+    backend: str, nodes: Nodes, clusters: Clusters, target: Tensor, gain: Tensor
+) -> None:
+    """The best other slot of each node; see csrc/multicut/kernels.h ``BestCluster``."""
+    lib, op, x = library(backend), "multicut_best_cluster", nodes.features
+    lib.call(
+        op,
+        x,
+        *_nodes(op, lib, nodes),
+        *_clusters(op, lib, nodes, clusters),
+        _flat(op, lib, "target", target, torch.int64, x.shape[0]),
+        _flat(op, lib, "gain", gain, x.dtype, x.shape[0]),
+    )
+
+
+def move(
+    backend: str,
+    nodes: Nodes,
+    clusters: Clusters,
+    order: Tensor,
+    order_offsets: Tensor,
+    target: Tensor,
+    moved: Tensor,
+) -> None:
+    """Re-checked moves, in place on ``clusters``; see csrc/multicut/kernels.h ``Move``."""
+    lib, op, x = library(backend), "multicut_move", nodes.features
+    instances = nodes.offsets.numel() - 1
+    lib.call(
+        op,
+        x,
+        *_nodes(op, lib, nodes),
+        *_clusters(op, lib, nodes, clusters),
+        _flat(op, lib, "order", order, torch.int64, order.numel()),
+        _flat(op, lib, "order offsets", order_offsets, torch.int64, instances + 1),
+        _flat(op, lib, "target", target, torch.int64, x.shape[0]),
+        _flat(op, lib, "moved", moved, torch.int64, instances),
+    )
+
+
+def gaec(backend: str, nodes: Nodes, labels: Tensor, merges: Tensor, costs: Tensor) -> None:
+    """Exact greedy contraction; see csrc/multicut/kernels.h ``Gaec``."""
+    lib, op, x = library(backend), "multicut_gaec", nodes.features
+    lib.call(
+        op,
+        x,
+        *_nodes(op, lib, nodes),
+        _flat(op, lib, "labels", labels, torch.int64, x.shape[0]),
+        _flat(op, lib, "merges", merges, torch.int64, 2 * x.shape[0]),
+        _flat(op, lib, "costs", costs, x.dtype, x.shape[0]),
+    )
+
+
+def kernighan_lin(
+    backend: str, nodes: Nodes, labels: Tensor, neighbors: int, rounds: int, gains: Tensor
+) -> None:
+    """Chains of moves, in place on ``labels``; see csrc/multicut/kernels.h ``KernighanLin``."""
+    lib, op, x = library(backend), "multicut_kernighan_lin", nodes.features
+    lib.call(
+        op,
+        x,
+        *_nodes(op, lib, nodes),
+        _flat(op, lib, "labels", labels, torch.int64, x.shape[0]),
+        neighbors,
+        rounds,
+        _flat(op, lib, "gains", gains, torch.float64, nodes.offsets.numel() - 1),
+    )
