@@ -8,11 +8,18 @@
 #include "common/error.h"
 #include "common/isa.h"
 #include "fewbit/bind.h"
+#include "multicut/bind.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
 #if defined(SUBLIMATE_MULTIVERSION)
 SUBLIMATE_DECLARE_FEWBIT(v3)
 SUBLIMATE_DECLARE_FEWBIT(v4)
+#endif
+
+SUBLIMATE_DECLARE_MULTICUT(base)
+#if defined(SUBLIMATE_MULTIVERSION)
+SUBLIMATE_DECLARE_MULTICUT(v3)
+SUBLIMATE_DECLARE_MULTICUT(v4)
 #endif
 
 namespace sublimate {
@@ -56,6 +63,25 @@ Target cpu_target(Isa isa) {
 }
 
 }  // namespace fewbit
+
+namespace multicut {
+
+#define SUBLIMATE_MULTICUT_TARGET(level)                                                 \
+  Target {                                                                               \
+    level::topk, level::negative_sum, level::contract, level::best_cluster, level::move, \
+        level::gaec, level::kernighan_lin                                                \
+  }
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return SUBLIMATE_MULTICUT_TARGET(v4);
+  if (isa == Isa::v3) return SUBLIMATE_MULTICUT_TARGET(v3);
+#endif
+  (void)isa;
+  return SUBLIMATE_MULTICUT_TARGET(base);
+}
+
+}  // namespace multicut
 }  // namespace sublimate
 
 PYBIND11_MODULE(_C, m) {
@@ -64,4 +90,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = sublimate::isa_name(isa);
   m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
+  sublimate::multicut::bind(m, sublimate::multicut::cpu_target(isa));
 }

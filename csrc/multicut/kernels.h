@@ -51,14 +51,15 @@ struct Nodes {
   int64_t negative;
 };
 
-// The k best columns of each row. other == null: the nodes themselves. Otherwise columns are rows
-// of `other` with offsets of their own, and row i of instance b meets instance b's columns.
+// The k best columns of each row. other_offsets == null: columns are the nodes themselves.
+// Otherwise they are rows of `other` with offsets of their own, and row i of instance b meets
+// instance b's.
 struct TopK {
   Nodes nodes;
-  const void* other;          // (columns, dims) or null
-  const void* other_weights;  // (columns,) or null; null goes with weights == null
+  const void* other;          // (columns, dims)
+  const void* other_weights;  // (columns,) or null
   int64_t columns;
-  const int64_t* other_offsets;  // (instances + 1,)
+  const int64_t* other_offsets;  // (instances + 1,) or null
   int64_t k;
   int64_t self;      // column `self + i` is row i itself and is left out; < 0: no such column
   void* values;      // (rows, k) T descending; -inf where an instance has fewer columns
@@ -152,6 +153,8 @@ inline int64_t gaec_work(int64_t rows, int64_t dims) {
 // value s(A, B) / (m_A m_B) (all if it is 0), pairs without a change since the last try are passed
 // over, for at most `rounds` rounds or until a round improves nothing. labels in and out: lowest
 // member.
+constexpr int64_t PATIENCE = 100;
+
 struct KernighanLin {
   Nodes nodes;
   int64_t* labels;  // (rows,) in and out
@@ -171,9 +174,8 @@ inline int check(const Nodes& n) {
 }
 inline int check(const TopK& k) {
   if (const int status = check(k.nodes)) return status;
-  if (k.k < 1 || k.columns < 0 || (k.other && !k.other_offsets)) return kBadArgument;
-  if (!k.other && k.columns != k.nodes.rows) return kBadArgument;
-  return k.other && !k.other_weights != !k.nodes.weights ? kBadArgument : kOk;
+  if (k.k < 1 || k.columns < 0) return kBadArgument;
+  return !k.other_offsets && k.columns != k.nodes.rows ? kBadArgument : kOk;
 }
 inline int check(const NegativeSum& k) { return check(k.nodes); }
 inline int check(const Contract& k) {

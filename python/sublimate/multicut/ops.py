@@ -146,7 +146,7 @@ def _move(  # type: ignore[no-untyped-def]
     order, order_offsets, target, backend
 ):  # fmt: skip
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
-    state = [t.clone() for t in (labels, sums, masses, counts)]
+    state = (labels.clone(), sums.clone(), masses.clone(), counts.clone())
     clusters = native.Clusters(*state, slot_offsets)
     if backend == "reference":
         moved = reference.move(*nodes, *clusters, order, order_offsets, target)

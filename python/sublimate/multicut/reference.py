@@ -393,6 +393,10 @@ def gaec(
     return labels, merges, costs
 
 
+#: A chain ends when so many moves in a row have not improved it.
+PATIENCE = 100
+
+
 def kernighan_lin(
     features: Tensor,
     weights: Tensor | None,
@@ -474,6 +478,7 @@ def _update_pair(
     sign = torch.tensor([1.0 if k == 0 else -1.0 for k in side], dtype=s.dtype)
     # Gain of moving u to the other side: what is there minus what is here.
     d = -sign * (v @ sign)
+    tolerance = 1e-10 * float(d.abs().sum())
     free = torch.ones(len(nodes), dtype=torch.bool)
     best, best_length, so_far, chain = 0.0, 0, 0.0, []
     for length in range(1, len(nodes) + 1):
@@ -486,8 +491,9 @@ def _update_pair(
         sign[u] = -sign[u]
         if so_far > best:
             best, best_length = so_far, length
+        if length - best_length == PATIENCE:
+            break
     joined = float(s[clusters[a]][:, clusters[b]].sum()) if clusters[b] else 0.0
-    tolerance = 1e-10 * float(v.abs().sum())
     if max(best, joined) <= tolerance:
         return 0.0
     if joined >= best:
