@@ -41,7 +41,8 @@ inline void bind(pybind11::module_& m, const Target& t) {
       [t](int dtype, Address features, Address weights, int64_t rows, int64_t dims, Address offsets,
           int64_t instances, double alpha, int64_t negative, Address other, Address other_weights,
           int64_t columns, Address other_offsets, int64_t k, int64_t self, Address values,
-          Address indices, int device, Address stream, int threads) {
+          Address indices, Address work, int64_t work_bytes, int device, Address stream,
+          int threads) {
         return run(t.topk, TopK{{dtype, in(features), in(weights), rows, dims, ints(offsets),
                                  instances, alpha, negative},
                                 in(other),
@@ -52,6 +53,7 @@ inline void bind(pybind11::module_& m, const Target& t) {
                                 self,
                                 out(values),
                                 ints(indices),
+                                {out(work), work_bytes},
                                 {device, out(stream), threads}});
       },
       Release());
@@ -59,11 +61,12 @@ inline void bind(pybind11::module_& m, const Target& t) {
   m.def(
       "multicut_negative_sum",
       [t](int dtype, Address features, Address weights, int64_t rows, int64_t dims, Address offsets,
-          int64_t instances, double alpha, int64_t negative, Address sums, int device,
-          Address stream, int threads) {
+          int64_t instances, double alpha, int64_t negative, Address sums, Address work,
+          int64_t work_bytes, int device, Address stream, int threads) {
         return run(t.negative_sum, NegativeSum{{dtype, in(features), in(weights), rows, dims,
                                                 ints(offsets), instances, alpha, negative},
                                                reals(sums),
+                                               {out(work), work_bytes},
                                                {device, out(stream), threads}});
       },
       Release());
@@ -71,8 +74,8 @@ inline void bind(pybind11::module_& m, const Target& t) {
   m.def(
       "multicut_contract",
       [t](int dtype, Address features, Address weights, int64_t rows, int64_t dims, Address labels,
-          int64_t clusters, Address sums, Address masses, Address counts, int device,
-          Address stream, int threads) {
+          int64_t clusters, Address members, Address sums, Address masses, Address counts,
+          int device, Address stream, int threads) {
         return run(t.contract, Contract{dtype,
                                         in(features),
                                         in(weights),
@@ -80,6 +83,7 @@ inline void bind(pybind11::module_& m, const Target& t) {
                                         dims,
                                         ints(labels),
                                         clusters,
+                                        ints(members),
                                         reals(sums),
                                         reals(masses),
                                         ints(counts),
@@ -122,16 +126,20 @@ inline void bind(pybind11::module_& m, const Target& t) {
       },
       Release());
 
+  m.def("multicut_gaec_work", &gaec_work);
+
   m.def(
       "multicut_gaec",
       [t](int dtype, Address features, Address weights, int64_t rows, int64_t dims, Address offsets,
           int64_t instances, double alpha, int64_t negative, Address labels, Address merges,
-          Address costs, int device, Address stream, int threads) {
+          Address costs, Address work, int64_t work_bytes, int device, Address stream,
+          int threads) {
         return run(t.gaec, Gaec{{dtype, in(features), in(weights), rows, dims, ints(offsets),
                                  instances, alpha, negative},
                                 ints(labels),
                                 ints(merges),
                                 out(costs),
+                                {out(work), work_bytes},
                                 {device, out(stream), threads}});
       },
       Release());

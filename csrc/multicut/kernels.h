@@ -32,6 +32,13 @@
 
 namespace sublimate::multicut {
 
+// Scratch memory where the kernel runs, from the caller: csrc allocates nothing on a device. The
+// CPU ignores it. More than a kernel needs buys parallelism; less than it needs is kBadArgument.
+struct Work {
+  void* data;  // aligned to 16 bytes
+  int64_t bytes;
+};
+
 // The instances' nodes and what a pair of them is worth.
 struct Nodes {
   int dtype;  // DType: f32 or f64
@@ -57,6 +64,7 @@ struct TopK {
   int64_t self;      // column `self + i` is row i itself and is left out; < 0: no such column
   void* values;      // (rows, k) T descending; -inf where an instance has fewer columns
   int64_t* indices;  // (rows, k); -1 there
+  Work work;         // (sizeof(T) + 8) rows k for each share of the columns, from two on
   Exec exec;
 };
 
@@ -64,6 +72,7 @@ struct TopK {
 struct NegativeSum {
   Nodes nodes;
   double* sums;  // (instances,)
+  Work work;     // 8 rows for each share of the columns
   Exec exec;
 };
 
@@ -75,9 +84,10 @@ struct Contract {
   int64_t rows, dims;
   const int64_t* labels;  // (rows,)
   int64_t clusters;
-  double* sums;     // (clusters, dims)
-  double* masses;   // (clusters,)
-  int64_t* counts;  // (clusters,)
+  const int64_t* members;  // (rows,) nodes by label, then in order; CUDA only, the CPU takes null
+  double* sums;            // (clusters, dims)
+  double* masses;          // (clusters,)
+  int64_t* counts;         // (clusters,)
   Exec exec;
 };
 
@@ -128,8 +138,14 @@ struct Gaec {
   int64_t* labels;  // (rows,)
   int64_t* merges;  // (rows, 2)
   void* costs;      // (rows,) T
+  Work work;        // gaec_work(...) bytes
   Exec exec;
 };
+
+// Bytes of Gaec::work: sums and their rounded transpose, and some words for each row and block.
+inline int64_t gaec_work(int64_t rows, int64_t dims) {
+  return rows * dims * 16 + rows * 64 + (int64_t(1) << 20);
+}
 
 // Kernighan-Lin chains on pairs of clusters: moves of single nodes between the two in the order of
 // largest gain, each node once, the best prefix kept; or their union, if better; or, for one

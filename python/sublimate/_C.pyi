@@ -96,6 +96,8 @@ def multicut_topk(
     self: int,
     values: int,
     indices: int,
+    work: int,
+    work_bytes: int,
     device: int,
     stream: int,
     threads: int,
@@ -112,6 +114,8 @@ def multicut_negative_sum(
     alpha: float,
     negative: int,
     sums: int,
+    work: int,
+    work_bytes: int,
     device: int,
     stream: int,
     threads: int,
@@ -125,6 +129,7 @@ def multicut_contract(
     dims: int,
     labels: int,
     clusters: int,
+    members: int,
     sums: int,
     masses: int,
     counts: int,
@@ -181,6 +186,7 @@ def multicut_move(
     threads: int,
     /,
 ) -> int: ...
+def multicut_gaec_work(rows: int, dims: int, /) -> int: ...
 def multicut_gaec(
     dtype: int,
     features: int,
@@ -194,6 +200,8 @@ def multicut_gaec(
     labels: int,
     merges: int,
     costs: int,
+    work: int,
+    work_bytes: int,
     device: int,
     stream: int,
     threads: int,

@@ -28,6 +28,9 @@ from ._C import (
     multicut_gaec as multicut_gaec,
 )
 from ._C import (
+    multicut_gaec_work as multicut_gaec_work,
+)
+from ._C import (
     multicut_kernighan_lin as multicut_kernighan_lin,
 )
 from ._C import (

@@ -7,9 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import DTYPES, Library, NativeError, guard, library
+from . import CPU, DTYPES, Library, NativeError, guard, library
 
 COMPUTED = (torch.float32, torch.float64)
+
+# Blocks that fill a large GPU (some 132 multiprocessors, two each), and the most shares of the
+# columns. Constants, not questions to the device: sums depend on the shares, and are to be the same
+# on any.
+_FILL, _MOST_SHARES, _TILE = 264, 32, 128
 
 
 class Nodes(NamedTuple):
@@ -72,6 +77,21 @@ def _clusters(op: str, lib: Library, nodes: Nodes, c: Clusters) -> tuple[int, ..
     )
 
 
+def _shares(rows: int, columns: int, instances: int) -> int:
+    """Parts into which a GPU divides the columns, where tiles of rows alone would leave it idle."""
+    tiles = -(-rows // _TILE)
+    wide = -(-columns // max(instances, 1) // _TILE)
+    return max(1, min(-(-_FILL // max(tiles, 1)), wide, _MOST_SHARES))
+
+
+def _work(lib: Library, like: Tensor, count: int) -> tuple[Tensor | None, int, int]:
+    """Scratch of ``count`` bytes for a GPU kernel: (what to keep alive, address, bytes)."""
+    if lib is CPU or count == 0:
+        return None, 0, 0
+    work = torch.empty(count, dtype=torch.uint8, device=like.device)
+    return work, guard("scratch", "work", work, lib.device, (torch.uint8,)), count
+
+
 def topk(
     backend: str,
     nodes: Nodes,
@@ -86,6 +106,9 @@ def topk(
     lib, op, x = library(backend), "multicut_topk", nodes.features
     columns = x.shape[0] if other is None else other.shape[0]
     k = values.shape[1]
+    shares = _shares(x.shape[0], columns, nodes.offsets.numel() - 1)
+    each = x.shape[0] * k * (x.element_size() + 8)
+    work, *scratch = _work(lib, x, shares * each if shares > 1 else 0)
     lib.call(
         op,
         x,
@@ -98,14 +121,19 @@ def topk(
         -1 if self_offset is None else self_offset,
         _flat(op, lib, "values", values, x.dtype, x.shape[0] * k),
         _flat(op, lib, "indices", indices, torch.int64, x.shape[0] * k),
+        *scratch,
     )
+    del work  # until here it is the kernel's; from here the stream orders its next use
 
 
 def negative_sum(backend: str, nodes: Nodes, sums: Tensor) -> None:
     """Sum of the negative pairs; see csrc/multicut/kernels.h ``NegativeSum``."""
-    lib, op = library(backend), "multicut_negative_sum"
-    out = _flat(op, lib, "sums", sums, torch.float64, nodes.offsets.numel() - 1)
-    lib.call(op, nodes.features, *_nodes(op, lib, nodes), out)
+    lib, op, x = library(backend), "multicut_negative_sum", nodes.features
+    rows, instances = x.shape[0], nodes.offsets.numel() - 1
+    out = _flat(op, lib, "sums", sums, torch.float64, instances)
+    work, *scratch = _work(lib, x, rows * 8 * _shares(rows, rows, instances))
+    lib.call(op, x, *_nodes(op, lib, nodes), out, *scratch)
+    del work
 
 
 def contract(
@@ -122,6 +150,7 @@ def contract(
     (rows, dims), clusters = features.shape, counts.numel()
     if not features.is_contiguous():
         raise NativeError(f"{op}: expected contiguous features")
+    members = None if lib is CPU else labels.argsort(stable=True)
     lib.call(
         op,
         features,
@@ -132,6 +161,7 @@ def contract(
         dims,
         _flat(op, lib, "labels", labels, torch.int64, rows),
         clusters,
+        _flat(op, lib, "members", members, torch.int64, rows),
         _flat(op, lib, "sums", sums, torch.float64, clusters * dims),
         _flat(op, lib, "masses", masses, torch.float64, clusters),
         _flat(op, lib, "counts", counts, torch.int64, clusters),
@@ -180,6 +210,8 @@ def move(
 def gaec(backend: str, nodes: Nodes, labels: Tensor, merges: Tensor, costs: Tensor) -> None:
     """Exact greedy contraction; see csrc/multicut/kernels.h ``Gaec``."""
     lib, op, x = library(backend), "multicut_gaec", nodes.features
+    needed = 0 if lib is CPU else lib.load().multicut_gaec_work(*x.shape)
+    work, *scratch = _work(lib, x, needed)
     lib.call(
         op,
         x,
@@ -187,7 +219,9 @@ def gaec(backend: str, nodes: Nodes, labels: Tensor, merges: Tensor, costs: Tens
         _flat(op, lib, "labels", labels, torch.int64, x.shape[0]),
         _flat(op, lib, "merges", merges, torch.int64, 2 * x.shape[0]),
         _flat(op, lib, "costs", costs, x.dtype, x.shape[0]),
+        *scratch,
     )
+    del work
 
 
 def kernighan_lin(

@@ -107,6 +107,8 @@ def dense_multicut(
             method, refine, restarts, chosen, report, group, return_info,
         )  # fmt: skip
     labels = labels.reshape(batch.shape)
+    if info is not None and batch.single:
+        info = info.single()
     return (labels, info) if return_info else labels
 
 
