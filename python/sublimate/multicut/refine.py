@@ -67,9 +67,7 @@ def join(level: Level, partition: Partition) -> Partition:
     """Clusters joined greedily while a pair of them attracts. O(K^2 d)."""
     sums, masses, _ = level.sums_of(partition.labels, partition.count)
     # In float64, so that what moves won is not undone by rounding.
-    above = Level(
-        sums, masses, partition.offsets, level.alpha, level.negative_dims, level.backend
-    )
+    above = Level(sums, masses, partition.offsets, level.alpha, level.negative_dims, level.backend)
     return greedy(above).after(partition)
 
 

@@ -252,9 +252,7 @@ def _chains(level: Level, partition: Partition, size_class: int, log: _Log) -> P
     """Chains and moves by turns until chains bring nothing."""
     for _ in range(CHAIN_ROUNDS):
         log.enter("kernighan-lin")
-        chained, gains = search.kernighan_lin(
-            level, partition, NEIGHBORS[size_class], CHAIN_ROUNDS
-        )
+        chained, gains = search.kernighan_lin(level, partition, NEIGHBORS[size_class], CHAIN_ROUNDS)
         log.count(1)
         if not bool((gains > 0).any()):
             break
