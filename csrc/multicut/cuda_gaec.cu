@@ -335,7 +335,7 @@ __device__ void contract_instance(const Gaec& f, const Alpha<T>& alpha, int64_t 
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) gaec_grid_kernel(Gaec f, Alpha<T> alpha) {
+__global__ void __launch_bounds__(THREADS, 1) gaec_grid_kernel(Gaec f, Alpha<T> alpha) {
   for (int64_t b = 0; b < f.nodes.instances; ++b) {
     contract_instance<T, WholeGrid>(f, alpha, b, 0, gridDim.x);
     WholeGrid::sync();
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(THREADS) gaec_grid_kernel(Gaec f, Alpha<T> alp
 }
 
 template <class T>
-__global__ void __launch_bounds__(THREADS) gaec_block_kernel(Gaec f, Alpha<T> alpha) {
+__global__ void __launch_bounds__(THREADS, 1) gaec_block_kernel(Gaec f, Alpha<T> alpha) {
   for (int64_t b = blockIdx.x; b < f.nodes.instances; b += gridDim.x) {
     contract_instance<T, OneBlock>(f, alpha, b, blockIdx.x, gridDim.x);
     __syncthreads();

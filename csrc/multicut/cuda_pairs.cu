@@ -93,18 +93,18 @@ __device__ double staying(const Nodes& nodes, const Columns& clusters, const int
 // SLOTS: columns are clusters, and the result is where to move and what that gains.
 template <class T, class Columns, bool SLOTS>
 __global__ void __launch_bounds__(THREADS, 2) best_kernel(Sweep<T, Columns> f) {
-  constexpr int E = EACH<T>;
-  using Pairs = Tile<T, E>;
-  constexpr int ROWS = Pairs::ROWS, COLS = Pairs::COLS;
+  constexpr int R = EACH<T>;
+  using Pairs = Tile<T, R>;
+  constexpr int C = Pairs::C, ROWS = Pairs::ROWS, COLS = Pairs::COLS;
   __shared__ typename Pairs::Shared shared;
   __shared__ Range<ROWS> range;
   const int64_t row0 = int64_t(blockIdx.x) * ROWS;
   begin_rows<T>(f.nodes, f.offsets, row0, f.self, f.labels, f.alpha, shared.u, range);
   __syncthreads();
-  T best[E];
-  int at[E];  // from the first column on
+  T best[R];
+  int at[R];  // from the first column on
 #pragma unroll
-  for (int r = 0; r < E; ++r) {
+  for (int r = 0; r < R; ++r) {
     best[r] = -T(INFINITY);
     at[r] = NONE;
   }
@@ -113,15 +113,15 @@ __global__ void __launch_bounds__(THREADS, 2) best_kernel(Sweep<T, Columns> f) {
   share_of(ceil_div(end - begin, COLS), &tile, &last);
   for (; tile < last; ++tile) {
     const int64_t column = begin + tile * COLS;
-    T s[E][E];
+    T s[R][C];
     Pairs::values(shared, static_cast<const T*>(f.nodes.features), f.columns, row0,
                   f.nodes.rows - 1, column, end - 1, f.nodes.dims, f.nodes.negative, f.alpha, s);
     const bool plain = range.inside(column, COLS) && !skips(range, column, COLS, f.labels);
     const int base = int(column - begin);
 #pragma unroll
-    for (int r = 0; r < E; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma unroll
-      for (int c = 0; c < E; ++c) {
+      for (int c = 0; c < C; ++c) {
         if (!plain) {
           const int64_t j = column + Pairs::col(c);
           if (!range.meets(Pairs::row(r), j)) continue;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(THREADS, 2) best_kernel(Sweep<T, Columns> f) {
     }
   }
 #pragma unroll
-  for (int r = 0; r < E; ++r) {
+  for (int r = 0; r < R; ++r) {
     best_of_lanes(best[r], at[r], SIDE);
     const int64_t p = row0 + Pairs::row(r);
     double stay = 0;
@@ -203,14 +203,14 @@ struct List {
 // The k best columns of each row. Tiles are looked through only if one of their values goes before
 // the last of its row's list, which is rare after the first.
 template <class T>
-__global__ void __launch_bounds__(THREADS) list_kernel(Sweep<T, PlainColumns<T>> f) {
-  constexpr int E = 4;
-  using Pairs = Tile<T, E>;
-  constexpr int ROWS = Pairs::ROWS, COLS = Pairs::COLS, WARPS = THREADS / 32;
-  static_assert(COLS == 64, "two columns a lane");
+__global__ void __launch_bounds__(THREADS, 1) list_kernel(Sweep<T, PlainColumns<T>> f) {
+  constexpr int R = 4;
+  using Pairs = Tile<T, R>;
+  constexpr int C = Pairs::C, ROWS = Pairs::ROWS, COLS = Pairs::COLS, WARPS = THREADS / 32;
+  static_assert(COLS == 64, "two halves of a column a lane");
   __shared__ typename Pairs::Shared shared;
   __shared__ Range<ROWS> range;
-  __shared__ T score[ROWS][COLS + 1];
+  __shared__ T score[ROWS][33];
   __shared__ T worst[ROWS];
   __shared__ int64_t worst_index[ROWS];
   const int64_t row0 = int64_t(blockIdx.x) * ROWS;
@@ -233,36 +233,40 @@ __global__ void __launch_bounds__(THREADS) list_kernel(Sweep<T, PlainColumns<T>>
   share_of(ceil_div(end - begin, COLS), &tile, &last);
   for (; tile < last; ++tile) {
     const int64_t column = begin + tile * COLS;
-    T s[E][E];
+    T s[R][C];
     Pairs::values(shared, static_cast<const T*>(f.nodes.features), f.columns, row0,
                   f.nodes.rows - 1, column, end - 1, f.nodes.dims, f.nodes.negative, f.alpha, s);
     bool any = false;
 #pragma unroll
-    for (int r = 0; r < E; ++r) {
+    for (int r = 0; r < R; ++r) {
       const int row = Pairs::row(r);
 #pragma unroll
-      for (int c = 0; c < E; ++c) {
+      for (int c = 0; c < C; ++c) {
         const int64_t j = column + Pairs::col(c);
         any |= range.meets(row, j) && precedes(s[r][c], j, worst[row], worst_index[row]);
       }
     }
     if (!__syncthreads_or(any)) continue;
+    for (int half = 0; half < COLS; half += 32) {
+      if (half > 0) __syncthreads();
 #pragma unroll
-    for (int r = 0; r < E; ++r) {
+      for (int r = 0; r < R; ++r) {
 #pragma unroll
-      for (int c = 0; c < E; ++c) score[Pairs::row(r)][Pairs::col(c)] = s[r][c];
-    }
-    __syncthreads();
-    for (int row = warp; row < ROWS && row0 + row < f.nodes.rows; row += WARPS) {
-      T lowest = worst[row];
-      int64_t lowest_index = worst_index[row];
-      const List<T> list = list_of(row);
-      bool changed = false;
-      for (int half = 0; half < COLS; half += 32) {
-        const T mine = score[row][half + lane];
+        for (int c = 0; c < C; ++c) {
+          const int at = Pairs::col(c) - half;
+          if (at >= 0 && at < 32) score[Pairs::row(r)][at] = s[r][c];
+        }
+      }
+      __syncthreads();
+      for (int row = warp; row < ROWS && row0 + row < f.nodes.rows; row += WARPS) {
+        T lowest = worst[row];
+        int64_t lowest_index = worst_index[row];
+        const List<T> list = list_of(row);
+        const T mine = score[row][lane];
         const int64_t j = column + half + lane;
         unsigned better =
             __ballot_sync(WARP, range.meets(row, j) && precedes(mine, j, lowest, lowest_index));
+        if (!better) continue;
         for (; better; better &= better - 1) {
           const int from = __ffs(int(better)) - 1;
           const T v = __shfl_sync(WARP, mine, from);
@@ -272,12 +276,11 @@ __global__ void __launch_bounds__(THREADS) list_kernel(Sweep<T, PlainColumns<T>>
           lowest = list.values[f.k - 1];
           lowest_index = List<T>::order(list.indices[f.k - 1]);
           __syncwarp();  // read before the next insertion writes
-          changed = true;
         }
-      }
-      if (changed && lane == 0) {
-        worst[row] = lowest;
-        worst_index[row] = lowest_index;
+        if (lane == 0) {
+          worst[row] = lowest;
+          worst_index[row] = lowest_index;
+        }
       }
     }
   }
@@ -313,9 +316,9 @@ __global__ void __launch_bounds__(THREADS)
 template <class T>
 __global__ void __launch_bounds__(THREADS, 2)
     negative_kernel(Nodes nodes, Alpha<T> alpha, double* sums) {
-  constexpr int E = EACH<T>;
-  using Pairs = Tile<T, E>;
-  constexpr int ROWS = Pairs::ROWS, COLS = Pairs::COLS;
+  constexpr int R = EACH<T>;
+  using Pairs = Tile<T, R>;
+  constexpr int C = Pairs::C, ROWS = Pairs::ROWS, COLS = Pairs::COLS;
   __shared__ typename Pairs::Shared shared;
   __shared__ Range<ROWS> range;
   const int64_t row0 = int64_t(blockIdx.x) * ROWS;
@@ -323,20 +326,20 @@ __global__ void __launch_bounds__(THREADS, 2)
   __syncthreads();
   const PlainColumns<T> columns{static_cast<const T*>(nodes.features),
                                 static_cast<const T*>(nodes.weights)};
-  double total[E] = {};
+  double total[R] = {};
   const int64_t end = range.last();
   for (int64_t column = row0 + int64_t(blockIdx.y) * COLS; column < end;
        column += int64_t(gridDim.y) * COLS) {
-    T s[E][E];
+    T s[R][C];
     Pairs::values(shared, columns.features, columns, row0, nodes.rows - 1, column, end - 1,
                   nodes.dims, nodes.negative, alpha, s);
     const bool plain = column >= row0 + ROWS && range.inside(column, COLS);
 #pragma unroll
-    for (int r = 0; r < E; ++r) {
+    for (int r = 0; r < R; ++r) {
       const int row = Pairs::row(r);
       T part = 0;
 #pragma unroll
-      for (int c = 0; c < E; ++c) {
+      for (int c = 0; c < C; ++c) {
         const int64_t j = column + Pairs::col(c);
         const bool counts = plain || (j > row0 + row && range.meets(row, j));
         part += counts && !(s[r][c] > 0) ? s[r][c] : T(0);  // NaN counts
@@ -345,7 +348,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
   }
 #pragma unroll
-  for (int r = 0; r < E; ++r) {
+  for (int r = 0; r < R; ++r) {
     for (int step = SIDE / 2; step > 0; step /= 2) {
       total[r] += __shfl_xor_sync(WARP, total[r], step);
     }
