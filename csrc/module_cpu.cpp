@@ -9,6 +9,7 @@
 #include "common/isa.h"
 #include "fewbit/bind.h"
 #include "multicut/bind.h"
+#include "multicut/graph.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
 #if defined(SUBLIMATE_MULTIVERSION)
@@ -91,4 +92,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
   sublimate::multicut::bind(m, sublimate::multicut::cpu_target(isa));
+  sublimate::multicut::bind_graph(m);
 }

@@ -250,10 +250,11 @@ class Chains {
     for (int64_t m = best_length; m < made; ++m) sign_[chain_[m]] = -sign_[chain_[m]];
     const double joined = groups_[b].count ? value(a, b) : 0;
     if (!(std::max(best, joined) > tolerance)) return 0;
-    if (joined >= best)
+    const bool join = joined >= best - tolerance;
+    if (join)
       for (int64_t t = 0; t < count; ++t) sign_[t] = 1;
     divide(a, b, count);
-    return std::max(best, joined);
+    return join ? joined : best;
   }
 
   // Makes the clusters out of the signs: + is a, - is b.

@@ -226,3 +226,17 @@ def multicut_kernighan_lin(
     threads: int,
     /,
 ) -> int: ...
+def multicut_gaec_graph(
+    edges: int,
+    costs: int,
+    edge_count: int,
+    nodes: int,
+    labels: int,
+    merges: int,
+    gains: int,
+    count: int,
+    device: int,
+    stream: int,
+    threads: int,
+    /,
+) -> int: ...

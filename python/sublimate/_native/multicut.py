@@ -238,3 +238,22 @@ def kernighan_lin(
         rounds,
         _flat(op, lib, "gains", gains, torch.float64, nodes.offsets.numel() - 1),
     )
+
+
+def gaec_graph(
+    edges: Tensor, costs: Tensor, labels: Tensor, merges: Tensor, gains: Tensor, count: Tensor
+) -> None:
+    """Greedy contraction of a sparse graph; see csrc/multicut/graph.h ``GraphGaec``."""
+    lib, op, nodes, m = library("cpu"), "multicut_gaec_graph", labels.numel(), costs.numel()
+    lib.call(
+        op,
+        edges,
+        _flat(op, lib, "edges", edges, torch.int64, 2 * m),
+        _flat(op, lib, "costs", costs, torch.float64, m),
+        m,
+        nodes,
+        _flat(op, lib, "labels", labels, torch.int64, nodes),
+        _flat(op, lib, "merges", merges, torch.int64, 2 * nodes),
+        _flat(op, lib, "gains", gains, torch.float64, nodes),
+        _flat(op, lib, "count", count, torch.int64, 1),
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends, _native
 from .._dtypes import accumulator
 from .._native import multicut as native
-from . import reference
+from . import reference, reference_graph
 
 _library = torch.library.Library("sublimate", "FRAGMENT")
 
@@ -40,6 +40,10 @@ _library.define(f"multicut_gaec({_NODES}, str backend) -> (Tensor, Tensor, Tenso
 _library.define(
     f"multicut_kernighan_lin({_NODES}, Tensor labels, int neighbors, int rounds, str backend)"
     " -> (Tensor, Tensor)"
+)
+_library.define(
+    "multicut_gaec_graph(Tensor edges, Tensor costs, SymInt nodes, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 # ----------------------------------------------------------------------------------- allocation
@@ -70,6 +74,16 @@ def _alloc_gaec(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n = x.shape[0]
     labels = x.new_empty(n, dtype=torch.int64)
     return labels, x.new_empty((n, 2), dtype=torch.int64), x.new_empty(n)
+
+
+def _alloc_gaec_graph(costs: Tensor, nodes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels, merges, gains, number of merges; rows after that are unset."""
+    return (
+        costs.new_empty(nodes, dtype=torch.int64),
+        costs.new_empty((nodes, 2), dtype=torch.int64),
+        costs.new_empty(nodes),
+        costs.new_empty(1, dtype=torch.int64),
+    )
 
 
 # ------------------------------------------------------------------------------- implementations
@@ -186,6 +200,15 @@ def _kernighan_lin(  # type: ignore[no-untyped-def]
     return labels, gains
 
 
+def _gaec_graph(edges, costs, nodes, backend):  # type: ignore[no-untyped-def]
+    out = _alloc_gaec_graph(costs, nodes)
+    if backend == "reference":
+        reference_graph.gaec_graph(edges, costs, *out)
+    else:
+        native.gaec_graph(edges, costs, *out)
+    return out
+
+
 _KEY = "CompositeExplicitAutograd"  # every device; the backend argument says which kernel
 _library.impl("multicut_topk", _topk, _KEY)
 _library.impl("multicut_negative_sum", _negative_sum, _KEY)
@@ -194,6 +217,7 @@ _library.impl("multicut_best_cluster", _best_cluster, _KEY)
 _library.impl("multicut_move", _move, _KEY)
 _library.impl("multicut_gaec", _gaec, _KEY)
 _library.impl("multicut_kernighan_lin", _kernighan_lin, _KEY)
+_library.impl("multicut_gaec_graph", _gaec_graph, _KEY)
 
 
 def _fake(name: str):  # type: ignore[no-untyped-def]
@@ -245,6 +269,11 @@ def _(  # type: ignore[no-untyped-def]
     features, weights, offsets, alpha, negative_dims, labels, neighbors, rounds, backend
 ):
     return torch.empty_like(labels), _alloc_per_instance(features, offsets, torch.float64)
+
+
+@_fake("multicut_gaec_graph")
+def _(edges, costs, nodes, backend):  # type: ignore[no-untyped-def]
+    return _alloc_gaec_graph(costs, nodes)
 
 
 _backends.register_family("multicut", tuple(_native.DTYPES))

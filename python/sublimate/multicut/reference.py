@@ -101,6 +101,12 @@ def brute_force(values: Tensor) -> tuple[float, Tensor]:
 # ------------------------------------------------------------------------------------ contraction
 
 
+def _symmetric(values: Tensor) -> Tensor:
+    """The upper half twice: rounding may have given the pair (j, i) other bits."""
+    upper = values.triu(1)
+    return upper + upper.mT
+
+
 def greedy_contraction(values: Tensor) -> tuple[Tensor, list[tuple[int, int]], list[float]]:
     """Exact greedy additive edge contraction of a symmetric matrix of pair values.
 
@@ -110,9 +116,8 @@ def greedy_contraction(values: Tensor) -> tuple[Tensor, list[tuple[int, int]], l
     Returns:
         (lowest node of each node's cluster, merges (i, j), their values)
     """
-    s = values.clone()
+    s = _symmetric(values).fill_diagonal_(-math.inf)
     n = s.shape[0]
-    s.fill_diagonal_(-math.inf)
     labels, merges, costs = torch.arange(n, device=s.device), [], []
     while n > 1:
         flat = int(s.argmax())  # the first of equals: lower i, then lower j, as s is symmetric
@@ -421,9 +426,7 @@ def kernighan_lin(
 def _kernighan_lin(
     s: Tensor, w: Tensor, labels: Tensor, neighbors: int, rounds: int
 ) -> tuple[Tensor, float]:
-    clusters: list[list[int]] = []
-    changed: list[bool] = []
-    total = 0.0
+    s, total = _symmetric(s), 0.0
     names = by_first_appearance(labels).tolist()
     clusters = [
         [i for i, c in enumerate(names) if c == k] for k in range(max(names, default=-1) + 1)
@@ -496,7 +499,7 @@ def _update_pair(
     joined = float(s[clusters[a]][:, clusters[b]].sum()) if clusters[b] else 0.0
     if max(best, joined) <= tolerance:
         return 0.0
-    if joined >= best:
+    if joined >= best - tolerance:
         clusters[a], clusters[b] = sorted(nodes), []
         best = joined
     else:
