@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 import sublimate.multicut.ops  # noqa: F401  (registers the operators)
+import torch
 from torch import Tensor
 
 run = torch.ops.sublimate
@@ -84,7 +84,9 @@ def integers(sizes: int | tuple[int, ...], d: int, seed: int = 0, **options) -> 
     x = torch.randint(-2, 3, case.features.shape, generator=g).float()
     weights = None if case.weights is None else torch.randint(1, 3, (len(x),), generator=g).float()
     # sqrt(4) = 2: the factors of alpha are integers as well.
-    return Instances(x, weights, case.offsets, 4.0 * math.copysign(1, case.alpha), case.negative_dims)
+    return Instances(
+        x, weights, case.offsets, 4.0 * math.copysign(1, case.alpha), case.negative_dims
+    )
 
 
 def slots_of(case: Instances, clusters: int, empty: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -102,9 +104,7 @@ def slots_of(case: Instances, clusters: int, empty: int, seed: int = 0) -> tuple
         labels.append(own + offsets[-1])
         offsets.append(offsets[-1] + used + empty)
     flat = torch.cat(labels).to(case.features.device)
-    state = run.multicut_contract(
-        case.features, case.weights, flat, offsets[-1], "reference"
-    )
+    state = run.multicut_contract(case.features, case.weights, flat, offsets[-1], "reference")
     return flat, *state, torch.tensor(offsets, device=case.features.device)
 
 
@@ -117,12 +117,13 @@ def assert_same_choice(
     values: Tensor, indices: Tensor, true_values: Tensor, true_indices: Tensor, atol: float
 ) -> None:
     """Values agree; where an index differs, its value ties with the true one within ``atol``."""
+    values, true_values = values.double(), true_values.double()
     torch.testing.assert_close(values, true_values, rtol=0, atol=atol, equal_nan=True)
     different = indices != true_indices
     if not different.any():
         return
     assert ((indices < 0) == (true_indices < 0)).all(), "missing where there are candidates"
     # Rows hold the same columns save at ties: a changed column must tie with its place.
-    gap = (values.double() - true_values.double()).abs()[different]
+    gap = (values - true_values).abs()[different]
     assert (gap <= atol).all()
     assert different.double().mean() < 0.02, f"{int(different.sum())} of {different.numel()} differ"
