@@ -61,7 +61,9 @@ class _Search:
         self._lay_out(partition)
 
     def _lay_out(self, partition: Partition) -> None:
-        spare = torch.nn.functional.pad((self.sizes // SPARE[0]).clamp(*SPARE[1:]).cumsum(0), (1, 0))
+        spare = torch.nn.functional.pad(
+            (self.sizes // SPARE[0]).clamp(*SPARE[1:]).cumsum(0), (1, 0)
+        )
         self.offsets = partition.offsets + spare
         self.slots = int(self.offsets[-1])
         self.slot_instance = instance_of(self.offsets, self.slots)
