@@ -7,12 +7,14 @@
 #include "common/error.h"
 #include "common/launch.h"
 #include "fewbit/bind.h"
+#include "multicut/bind.h"
 
 #ifndef SUBLIMATE_CUDA_ARCHITECTURES
 #define SUBLIMATE_CUDA_ARCHITECTURES "emulated"
 #endif
 
 SUBLIMATE_DECLARE_FEWBIT(cuda)
+SUBLIMATE_DECLARE_MULTICUT(cuda)
 
 PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   using namespace sublimate;
@@ -21,4 +23,7 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   m.def("error_text", &status_text);
   fewbit::bind(m, {fewbit::cuda::forward, fewbit::cuda::backward, fewbit::cuda::gated_forward,
                    fewbit::cuda::gated_backward});
+  multicut::bind(
+      m, {multicut::cuda::topk, multicut::cuda::negative_sum, multicut::cuda::contract,
+          multicut::cuda::best_cluster, multicut::cuda::move, multicut::cuda::gaec, nullptr});
 }

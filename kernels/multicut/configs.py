@@ -18,7 +18,7 @@ MOST_K = 256
 # to the device: the sums of ``negative_sum`` depend on the shares, and are to be the same anywhere.
 _FILL = 264
 # Most shares of the columns: what the joining kernel reads per row grows with them.
-_MOST_SPLITS = 32
+_MOST_SHARES = 32
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,31 @@ class Config:
             "enable_fp_fusion": FP_FUSION,
         }
 
+    def constants(self, d: int) -> dict[str, Any]:
+        """The tile for an inner size of d."""
+        return {
+            "RESIDENT": d <= self.bk,
+            "EVEN": d % self.bk == 0,
+            "BM": self.bm,
+            "BN": self.bn,
+            "BK": self.bk,
+        }
 
-def sweep(itemsize: int, d: int, keep: int, top1: bool) -> Config:
-    """Launch of a pass over pairs of elements of ``itemsize`` bytes."""
-    return Config(64, 64, 32, 4, 2)
+
+# Two bytes: tensor cores, and the rows stay in shared memory up to d = 128. Wider elements are
+# multiplied one by one from registers: small tiles, a part of the coordinates at a time.
+_BEST = {2: Config(128, 128, 128, 8, 3), 4: Config(64, 64, 32, 8, 2), 8: Config(32, 32, 16, 4, 2)}
 
 
-def splits(n: int, m: int, config: Config) -> int:
-    """Shares of the columns: enough programs for a large GPU, where the rows alone are too few."""
+def sweep(itemsize: int, d: int, keep: int) -> Config:
+    """Launch of a pass over pairs of elements of ``itemsize`` bytes; lists of ``keep`` a row."""
+    return _BEST[itemsize]
+
+
+def shares(n: int, m: int, config: Config) -> int:
+    """Shares of m columns: enough programs for a large GPU, where the rows alone are too few."""
     wanted = triton.cdiv(_FILL, triton.cdiv(n, config.bm))
-    return max(1, min(wanted, triton.cdiv(m, config.bn), _MOST_SPLITS))
+    return max(1, min(wanted, triton.cdiv(m, config.bn), _MOST_SHARES))
 
 
 def candidates(k: int, narrow: bool) -> int:
@@ -57,6 +72,20 @@ def candidates(k: int, narrow: bool) -> int:
     return int(triton.next_power_of_2(k + 2 if narrow else k))
 
 
-def join(room: int, d: int) -> Config:
-    """Launch of the kernels that compare ``room`` candidates a row."""
-    return Config(max(1, min(64, 2048 // room)), 0, 32, 4, 1)
+def room(count: int) -> int:
+    """Places for ``count`` candidates: a power of two."""
+    return max(2, int(triton.next_power_of_2(count)))
+
+
+def join(count: int) -> Config:
+    """Launch of the kernels that compare ``count`` candidates a row."""
+    return Config(max(1, min(64, 4096 // room(count))), 0, 32, 4, 1)
+
+
+def coordinates(d: int) -> int:
+    """Coordinates that a program has at once: all of them up to 1024."""
+    return int(min(1024, max(32, triton.next_power_of_2(d))))
+
+
+#: Rows at once in the sums over instances; slots at once in the search for an empty one.
+SUM_BLOCK, SLOT_BLOCK = 1024, 256

@@ -1,9 +1,9 @@
-"""One tile of pair values, and the choice of the best among many: what the kernels share.
+"""One tile of pair values, and the order of candidates: what the kernels share.
 
-A pair (row i, column j) is worth ``<x_i, y_j> - alpha (u_i v_j)``. The product of the weights comes
-first and sums run in the order of the inner index, so that the pair (j, i) is worth the same bits.
-Rows and columns past the end are read at the last one and masked where they are compared: a mask in
-the load would split it.
+The pair (row i, column j) is worth ``<x_i, y_j> + u_i v_j``, where the weights' factors hold the
+term of alpha: u = -+sqrt|alpha| w, v = sqrt|alpha| w. Sums run in the order of the coordinates and
+end with that term, so that (j, i) is worth the same bits. Rows and columns past the end are read at
+the last one and masked where they are compared: a mask in the load would split it.
 """
 
 from __future__ import annotations
@@ -17,26 +17,22 @@ NONE = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def load_rows(
-    ptr, first, count, d, k, ROWS: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
+    ptr, first, last, d, k, ROWS: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
 ):
-    """Elements k .. k + BK of rows first .. first + ROWS of [count, d]: [ROWS, BK].
+    """Coordinates k .. k + BK of rows first .. first + ROWS: [ROWS, BK].
 
-    first: int64 scalar. EVEN: every k + BK <= d, so that nothing is masked.
+    first, last: int64 scalars; rows after ``last`` are read as that one. EVEN: d % BK == 0.
     """
-    row = tl.minimum(first + tl.arange(0, ROWS), count - 1)
+    row = tl.minimum(first + tl.arange(0, ROWS), last)
     inner = k + tl.arange(0, BK)
     at = ptr + row[:, None] * d + inner[None, :]
     return tl.load(at) if EVEN else tl.load(at, mask=(inner < d)[None, :], other=0.0)
 
 
 @triton.jit
-def load_each(ptr, first, count, ROWS: tl.constexpr, ACC: tl.constexpr):
-    """Elements first .. first + ROWS of (count,), those past the end as the last; 1 for None."""
-    if ptr is None:
-        v = tl.full([ROWS], 1.0, ACC)
-    else:
-        v = tl.load(ptr + tl.minimum(first + tl.arange(0, ROWS), count - 1)).to(ACC)
-    return v
+def load_each(ptr, first, last, ROWS: tl.constexpr):
+    """Elements first .. first + ROWS, those after ``last`` as that one: [ROWS]."""
+    return tl.load(ptr + tl.minimum(first + tl.arange(0, ROWS), last))
 
 
 @triton.jit
@@ -54,13 +50,12 @@ def pair_values(
     x,  # [BM, BK], the rows whole, if RESIDENT
     x_ptr,
     y_ptr,
-    u,  # [BM] weights of the rows
+    u,  # [BM]
     v_ptr,
-    alpha,
     row,
+    last_row,
     column,
-    n,
-    m,
+    last_column,
     d,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -72,19 +67,47 @@ def pair_values(
     """Values of rows row .. row + BM and columns column .. column + BN: [BM, BN] in ACC."""
     s = tl.zeros([BM, BN], ACC)
     if RESIDENT:
-        s = product(x, load_rows(y_ptr, column, m, d, 0, BN, BK, EVEN), s, ACC)
+        s = product(x, load_rows(y_ptr, column, last_column, d, 0, BN, BK, EVEN), s, ACC)
     else:
         for k in range(0, d, BK):
-            rows = load_rows(x_ptr, row, n, d, k, BM, BK, EVEN)
-            s = product(rows, load_rows(y_ptr, column, m, d, k, BN, BK, EVEN), s, ACC)
-    v = load_each(v_ptr, column, m, BN, ACC)
-    return s - alpha * (u[:, None] * v[None, :])
+            rows = load_rows(x_ptr, row, last_row, d, k, BM, BK, EVEN)
+            columns = load_rows(y_ptr, column, last_column, d, k, BN, BK, EVEN)
+            s = product(rows, columns, s, ACC)
+    v = load_each(v_ptr, column, last_column, BN)
+    return tl.fma(u[:, None] + tl.zeros_like(s), v[None, :] + tl.zeros_like(s), s)
 
 
 @triton.jit
-def columns_of_split(m, BN: tl.constexpr):
-    """Tiles [first, last) of columns that this program takes: an even share by program_id(1)."""
-    tiles = tl.cdiv(m, BN)
-    share = tl.cdiv(tiles, tl.num_programs(1))
-    first = tl.program_id(1) * share
-    return first, tl.minimum(first + share, tiles)
+def share_of_columns(begin, end, BN: tl.constexpr):
+    """Tiles [first, last) of columns begin .. end that are this program's: by program_id(1)."""
+    tiles = tl.cdiv(end - begin, BN)
+    each = tl.cdiv(tiles, tl.num_programs(1))
+    first = tl.program_id(1) * each
+    return first, tl.minimum(first + each, tiles)
+
+
+@triton.jit
+def precedes(a, i, b, j):
+    """Whether candidate (a, i) goes before (b, j): NaN, then larger values, then lower indices."""
+    odd_a, odd_b = a != a, b != b
+    return (odd_a & ~odd_b) | (a > b) | (((a == b) | (odd_a & odd_b)) & (i < j))
+
+
+@triton.jit
+def row_best(s, index):
+    """The best of each row: (value, index), [BM] each. Candidates of index NONE are none."""
+    odd = (s != s) & (index != NONE)
+    s = tl.where((s != s) | (index == NONE), float("-inf"), s)
+    top = tl.max(s, axis=1)
+    some = tl.max(odd.to(tl.int32), axis=1) > 0
+    hit = tl.where(some[:, None], odd, s == top[:, None])
+    at = tl.min(tl.where(hit, index, NONE), axis=1)
+    return tl.where(some, float("nan"), top), at
+
+
+@triton.jit
+def row_best_tame(s, column, BN: tl.constexpr):
+    """The same where every column counts and no value is NaN."""
+    top = tl.max(s, axis=1)
+    local = tl.arange(0, BN)[None, :]
+    return top, column + tl.min(tl.where(s == top[:, None], local, BN), axis=1)
