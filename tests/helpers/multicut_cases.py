@@ -84,7 +84,9 @@ def integers(sizes: int | tuple[int, ...], d: int, seed: int = 0, **options) -> 
     x = torch.randint(-2, 3, case.features.shape, generator=g).float()
     weights = None if case.weights is None else torch.randint(1, 3, (len(x),), generator=g).float()
     # sqrt(4) = 2: the factors of alpha are integers as well.
-    return Instances(x, weights, case.offsets, 4.0 * math.copysign(1, case.alpha), case.negative_dims)
+    return Instances(
+        x, weights, case.offsets, 4.0 * math.copysign(1, case.alpha), case.negative_dims
+    )
 
 
 def slots_of(case: Instances, clusters: int, empty: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -102,9 +104,7 @@ def slots_of(case: Instances, clusters: int, empty: int, seed: int = 0) -> tuple
         labels.append(own + offsets[-1])
         offsets.append(offsets[-1] + used + empty)
     flat = torch.cat(labels).to(case.features.device)
-    state = run.multicut_contract(
-        case.features, case.weights, flat, offsets[-1], "reference"
-    )
+    state = run.multicut_contract(case.features, case.weights, flat, offsets[-1], "reference")
     return flat, *state, torch.tensor(offsets, device=case.features.device)
 
 
