@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from .. import _backends
 from .._parity import Measurement
-from .._report import MissingExtra, Progress, Result, Settings
+from .._report import Progress, Result, Settings
 from . import checks, figures, functional, learning, reference
 
 ALPHA, MARGIN = 0.3, 0.3
-_STEPS, _QUICK_STEPS, _BATCH, _WIDTH = 200, 20, 256, 32
+_STEPS, _QUICK_STEPS, _BATCH, _WIDTH = 500, 20, 256, 32
 _PICTURE, _QUICK_PICTURE = (160, 240), (40, 60)
-_SIZES, _QUICK_SIZES = (1000, 2000, 5000, 10_000, 20_000, 50_000), (500, 1000)
+_SIZES, _QUICK_SIZES = (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000), (500, 1000)
 _PEER_LIMIT = 10_000  # nodes: beyond, its distance matrix and copies pass a gigabyte
 _CURVE_ALPHA = 0.4
 
@@ -79,7 +79,7 @@ def learn(
         losses = []
         for step in range(steps):
             batch = torch.randint(len(images), (_BATCH,)).to(images.device)
-            noisy = images[batch] + 0.2 * torch.randn(_BATCH, 64).to(images.device)
+            noisy = images[batch] + 0.3 * torch.randn(_BATCH, 64).to(images.device)
             optimizer.zero_grad()
             loss = learning.margin_loss(model(noisy), labels[batch], ALPHA, MARGIN)
             loss.backward()
@@ -151,13 +151,9 @@ def pixel_features(picture: np.ndarray[Any, Any], width: int = 64, seed: int = 0
 
 def segment(shape: tuple[int, int], device: str) -> figures.Segments:
     """Superpixels of scikit-image's coffee cup."""
-    try:
-        from skimage import data
-        from skimage.transform import resize
-    except ImportError as error:
-        raise MissingExtra(
-            f"the demo needs scikit-image ({error}); install it with: pip install 'sublimate[demo]'"
-        ) from None
+    from skimage import data
+    from skimage.transform import resize
+
     picture = resize(data.coffee(), shape, anti_aliasing=True)
     x = pixel_features(picture).to(device)
     start = time.perf_counter()
@@ -201,7 +197,7 @@ def curve(sizes: tuple[int, ...], device: str, tell: Callable[[int], None]) -> l
 
 
 def _parity(x: Tensor, labels: Tensor, backend: str) -> list[Measurement]:
-    """On the digits: the cost by its definition, the bound below it, and each kernel's decisions."""
+    """On the digits: the cost by its definition, the bound below it; then each kernel."""
     values = reference.pair_values(x.cpu().double(), None, ALPHA)
     truth = reference.objective(values, labels)
     cost = float(functional.objective(x, labels.to(x.device), ALPHA))

@@ -97,7 +97,11 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         w = None if weights is None else torch.as_tensor(weights, device=x.device).to(x.dtype)
         pairs = None if must_link is None else torch.as_tensor(must_link, device=x.device)
         alpha = self._alpha(x, w)
-        options = {"weights": w, "negative_dims": self.negative_dims, "backend": self.backend}
+        options: dict[str, Any] = {
+            "weights": w,
+            "negative_dims": self.negative_dims,
+            "backend": self.backend,
+        }
         labels = functional.dense_multicut(
             x,
             alpha=alpha,

@@ -68,7 +68,7 @@ def _contingency(digits: Tensor, labels: Tensor) -> Figure:
     table = table[:, order]
     figure, axes = axes_of(1, 1, 9.5, 4.2)
     shade = table.double() / table.sum(1, keepdim=True).clamp(min=1)
-    axes.imshow(shade, cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
+    axes.imshow(shade.numpy(), cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
     for i in range(10):
         for j in range(table.shape[1]):
             count = int(table[i, j])
@@ -100,13 +100,13 @@ def _clusters(images: Tensor, labels: Tensor) -> Figure:
     for j, cluster in enumerate(shown):
         members = images[labels == cluster]
         grid[0, j].set_title(f"{cluster}\n{len(members)}", fontsize=9)
-        grid[0, j].imshow(members.mean(0), cmap="Blues", vmin=-1, vmax=1)
+        grid[0, j].imshow(members.mean(0).numpy(), cmap="Blues", vmin=-1, vmax=1)
         for i, image in enumerate(members[:_EXAMPLES], 1):
-            grid[i, j].imshow(image, cmap="gray_r", vmin=-1, vmax=1)
+            grid[i, j].imshow(image.numpy(), cmap="gray_r", vmin=-1, vmax=1)
     return Figure(
         "Each cluster",
-        "A column is a cluster, its number and size above it: in blue the mean of its images, below "
-        "some of them.",
+        "A column is a cluster, its number and size above it: in blue the mean of its images, "
+        "below some of them.",
         svg(figure, "clusters"),
     )
 
@@ -151,7 +151,7 @@ def _scaling(points: list[Point]) -> Figure:
     left.set(title="Seconds", xlabel="nodes", xscale="log", yscale="log")
     left.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    left.legend(loc="upper left")
+    left.legend(loc="lower right")
     more = [
         100 * (p.peer_cost - p.cost) / abs(p.cost) if p.cost and p.peer_cost is not None else 0.0
         for p in both
@@ -164,7 +164,7 @@ def _scaling(points: list[Point]) -> Figure:
         axes.set_axisbelow(True)
     return Figure(
         "Time and cost by size",
-        "Left: both axes are logarithmic; average linkage stores all n x n distances and is not run "
-        "beyond 10,000 nodes. Right: how much worse its clustering is by the objective.",
+        "Left: both axes are logarithmic; average linkage stores all n x n distances and is not "
+        "run beyond 10,000 nodes. Right: how much worse its clustering is by the objective.",
         svg(figure, "scaling"),
     )
