@@ -8,6 +8,8 @@
 #include "common/error.h"
 #include "common/isa.h"
 #include "fewbit/bind.h"
+#include "multicut/bind.h"
+#include "multicut/graph.h"
 #include "randomized_linear/bind.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
@@ -17,6 +19,12 @@ SUBLIMATE_DECLARE_FEWBIT(v3)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v3)
 SUBLIMATE_DECLARE_FEWBIT(v4)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v4)
+#endif
+
+SUBLIMATE_DECLARE_MULTICUT(base)
+#if defined(SUBLIMATE_MULTIVERSION)
+SUBLIMATE_DECLARE_MULTICUT(v3)
+SUBLIMATE_DECLARE_MULTICUT(v4)
 #endif
 
 namespace sublimate {
@@ -61,6 +69,25 @@ Target cpu_target(Isa isa) {
 
 }  // namespace fewbit
 
+namespace multicut {
+
+#define SUBLIMATE_MULTICUT_TARGET(level)                                                 \
+  Target {                                                                               \
+    level::topk, level::negative_sum, level::contract, level::best_cluster, level::move, \
+        level::gaec, level::kernighan_lin, level::lazy                                   \
+  }
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return SUBLIMATE_MULTICUT_TARGET(v4);
+  if (isa == Isa::v3) return SUBLIMATE_MULTICUT_TARGET(v3);
+#endif
+  (void)isa;
+  return SUBLIMATE_MULTICUT_TARGET(base);
+}
+
+}  // namespace multicut
+
 namespace randomized_linear {
 
 Target cpu_target(Isa isa) {
@@ -81,5 +108,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = sublimate::isa_name(isa);
   m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
+  sublimate::multicut::bind(m, sublimate::multicut::cpu_target(isa));
+  sublimate::multicut::bind_graph(m);
   sublimate::randomized_linear::bind(m, sublimate::randomized_linear::cpu_target(isa));
 }

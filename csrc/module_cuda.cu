@@ -7,6 +7,7 @@
 #include "common/error.h"
 #include "common/launch.h"
 #include "fewbit/bind.h"
+#include "multicut/bind.h"
 #include "randomized_linear/bind.h"
 
 #ifndef SUBLIMATE_CUDA_ARCHITECTURES
@@ -14,6 +15,7 @@
 #endif
 
 SUBLIMATE_DECLARE_FEWBIT(cuda)
+SUBLIMATE_DECLARE_MULTICUT(cuda)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(cuda)
 
 PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
@@ -23,6 +25,9 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   m.def("error_text", &status_text);
   fewbit::bind(m, {fewbit::cuda::forward, fewbit::cuda::backward, fewbit::cuda::gated_forward,
                    fewbit::cuda::gated_backward});
+  multicut::bind(m, {multicut::cuda::topk, multicut::cuda::negative_sum, multicut::cuda::contract,
+                     multicut::cuda::best_cluster, multicut::cuda::move, multicut::cuda::gaec,
+                     nullptr, nullptr});
   randomized_linear::bind(m, {randomized_linear::cuda::project, randomized_linear::cuda::gather,
                               randomized_linear::cuda::hadamard});
 }

@@ -7,6 +7,10 @@
 
 #include "common/hd.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 namespace sublimate::tile {
 
 #if defined(__AVX512F__)
@@ -41,6 +45,51 @@ template <class T>
 SUBLIMATE_HD void store(T* p, Vector<T> x) {
   *reinterpret_cast<typename VectorOf<T>::loose*>(p) = x;
 }
+
+// ------------------------------------------------------------------------------ lanes
+
+template <class T>
+SUBLIMATE_HD Vector<T> broadcast(T x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return Vector<T>(_mm512_set1_ps(x));
+  if constexpr (sizeof(T) == 8) return Vector<T>(_mm512_set1_pd(x));
+#endif
+  return Vector<T>{} + x;
+}
+
+// Bit l is set if lane l of a is greater than lane l of b; NaN is not.
+template <class T>
+SUBLIMATE_HD unsigned above(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GT_OQ);
+  if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask(__m512d(a), __m512d(b), _CMP_GT_OQ);
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 4)
+    return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(__m256(a), __m256(b), _CMP_GT_OQ)));
+  if constexpr (sizeof(T) == 8)
+    return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(__m256d(a), __m256d(b), _CMP_GT_OQ)));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4)
+    return unsigned(_mm_movemask_ps(_mm_cmpgt_ps(__m128(a), __m128(b))));
+  if constexpr (sizeof(T) == 8)
+    return unsigned(_mm_movemask_pd(_mm_cmpgt_pd(__m128d(a), __m128d(b))));
+#endif
+  unsigned bits = 0;
+  for (int l = 0; l < LANES<T>; ++l) bits |= unsigned(a[l] > b[l]) << l;
+  return bits;
+}
+
+// Lane by lane a > b ? a : b, so b where one is NaN.
+template <class T>
+SUBLIMATE_HD Vector<T> larger(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return Vector<T>(_mm512_max_ps(__m512(a), __m512(b)));
+  if constexpr (sizeof(T) == 8) return Vector<T>(_mm512_max_pd(__m512d(a), __m512d(b)));
+#endif
+  return a > b ? a : b;
+}
+
+// ------------------------------------------------------------------------------ the tile
 
 // sum[r][h] holds columns h * LANES .. of row r.
 template <class T, int rows = ROWS>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 class _AllGiven:
     """Stands for ``inspect.BoundArguments`` where every argument was given by position."""
 
-    kwargs: dict[str, Any] = {}
+    kwargs: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         self.args = args
