@@ -17,7 +17,7 @@ FP_FUSION = True
 #: Column indices are 32 bits while they are compared, and the highest stand for "none".
 MOST_ROWS = 2**31 - 2**12
 #: Longest list that a program keeps in registers.
-MOST_K = 256
+MOST_K = 128
 
 # Programs that fill a large GPU (some 132 multiprocessors, two each). A constant, not a question
 # to the device: the sums of ``negative_sum`` depend on the shares, and are to be the same anywhere.
@@ -79,7 +79,7 @@ CONFIGS_HIP = {
     2: (
         (2, Config(64, 32, 64, 8, 2)),
         (64, Config(16, 32, 64, 4, 2)),
-        (MOST_K, Config(16, 16, 64, 8, 2)),
+        (MOST_K, Config(16, 16, 32, 8, 2)),
     ),
     4: (
         (2, Config(32, 32, 16, 4, 2)),
@@ -96,7 +96,7 @@ CONFIGS_HIP = {
 CONFIGS_WILD = (
     (2, Config(16, 16, 16, 4, 1)),
     (64, Config(16, 16, 16, 8, 1)),
-    (MOST_K, Config(4, 16, 16, 8, 1)),
+    (MOST_K, Config(8, 16, 16, 4, 1)),
 )
 
 
@@ -104,9 +104,10 @@ def _first(table: tuple[tuple[int, Config], ...], keep: int) -> Config:
     return next(config for most, config in table if keep <= most)
 
 
-def wild(keep: int) -> Config:
+def wild(itemsize: int, keep: int) -> Config:
     """Launch of a pass over pairs whose values may be NaN or infinite."""
-    return _first(CONFIGS_WILD, keep)
+    config = _first(CONFIGS_WILD, keep)
+    return replace(config, warps=8) if itemsize == 8 and keep > 2 else config
 
 
 def sweep(itemsize: int, d: int, keep: int, hip: bool) -> Config:
@@ -178,7 +179,7 @@ def _sweep_cases(dtype: str, hip: bool) -> Iterator[Case]:
     suffix = HIP if hip else ""
 
     def case(kernel: Any, keep: int, d: int, skip: str, tame: bool, common: bool) -> Case:
-        config = sweep(size, d, keep, hip) if tame else wild(keep)
+        config = sweep(size, d, keep, hip) if tame else wild(size, keep)
         given = {"skip_ptr": "*i64"} if skip == "given" else {}
         kind = "tame" if tame else "wild"
         return Case(
@@ -199,15 +200,16 @@ def _sweep_cases(dtype: str, hip: bool) -> Iterator[Case]:
         )
 
     one = candidates(1, narrow)
-    for d in (128, 100, 256):
-        for tame in (True, False):
-            yield case(pairs.best_kernel, one, d, "self", tame, d != 100)
+    for tame in (True, False):
+        yield case(pairs.best_kernel, one, 128, "self", tame, True)
+        yield case(pairs.list_kernel, MOST_K, 128, "self", tame, True)
+    for d in (100, 256):
+        yield case(pairs.best_kernel, one, d, "self", True, False)
     yield case(pairs.best_kernel, one, 32, "none", True, False)
     if not narrow:
         yield case(pairs.best_kernel, one, 32, "given", True, True)
-    for keep in (4, 16, 64, MOST_K):
-        for tame in (True, False):
-            yield case(pairs.list_kernel, keep, 128, "self", tame, keep in (16, MOST_K))
+    for keep in (4, 16, 64):
+        yield case(pairs.list_kernel, keep, 128, "self", True, keep == 16)
     if narrow:
         return
     for d in (32, 100):
@@ -263,7 +265,7 @@ def _join_cases(dtype: str) -> Iterator[Case]:
             },
             options=config.options(),
             dtype=dtype,
-            common=count in (6, _MOST_CANDIDATES),
+            common=count == _MOST_CANDIDATES,
         )
 
 
@@ -289,7 +291,7 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
             constexprs={"BK": coordinates(128)},
             options={"num_warps": 1},
             dtype=dtype,
-            common=True,
+            common=bool(weights),
         )
         config = join(4)
         yield Case(
@@ -318,7 +320,7 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
             },
             options=config.options(),
             dtype=dtype,
-            common=True,
+            common=bool(weights),
         )
         for d in (32, 2048):
             yield Case(
@@ -341,7 +343,7 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
                 constexprs={"BK": coordinates(d), "BLOCK": SLOT_BLOCK},
                 options={"num_warps": 4},
                 dtype=dtype,
-                common=d == 32,
+                common=d == 32 and bool(weights),
             )
     yield Case(
         name=f"instance-sums-{dtype}",

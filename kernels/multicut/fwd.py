@@ -90,7 +90,7 @@ def _candidates(
     kernel = pairs.best_kernel if k == 1 else pairs.list_kernel
     tame = _tame(rows, columns, u, v)
     # Which of the two does the work is known on the device only; the other ends at once.
-    for of_tame, launch in ((True, config), (False, configs.wild(keep))):
+    for of_tame, launch in ((True, config), (False, configs.wild(rows.element_size(), keep))):
         kernel[(triton.cdiv(n, launch.bm), shares)](
             rows,
             columns,

@@ -24,7 +24,7 @@ SMALL = configs.Config(32, 32, 16, 4, 1)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Tiles of 32 x 32, so that a few dozen nodes have inner tiles and edges."""
-    table = {size: ((configs.MOST_K, SMALL),) for size in (2, 4, 8)}
+    table = dict.fromkeys((2, 4, 8), ((configs.MOST_K, SMALL),))
     monkeypatch.setattr(configs, "CONFIGS", table)
 
 
@@ -51,8 +51,7 @@ def test_topk(sizes, d, options, k, dtype):
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("k", [1, 2, 7, 40])
-@pytest.mark.parametrize("sizes", [65, RAGGED], ids=str)
+@pytest.mark.parametrize(("sizes", "k"), [(65, 1), (65, 7), (RAGGED, 2), (RAGGED, 40)], ids=str)
 def test_topk_of_integers_is_exact(sizes, k, dtype):
     """Many ties: the same columns in the same order, by lowest index."""
     case = integers(sizes, 3, weighted=True)
@@ -66,7 +65,7 @@ def test_topk_of_integers_is_exact(sizes, k, dtype):
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_topk_among_others(k):
-    """Columns of their own, with and without a row's self among them, fewer than k in one instance."""
+    """Columns of their own, fewer than k in one instance, with and without a row's self."""
     case, other = mixture((20, 40), 6, weighted=True), mixture((2, 77), 6, seed=1, weighted=True)
     columns = (other.features, other.weights, other.offsets)
     for self_offset in (None, 10):
@@ -82,9 +81,7 @@ def test_topk_nan_and_infinity(k, dtype):
     case.features[7, 1], case.features[50, 2] = math.nan, math.inf
     case.features[12] = torch.tensor([-math.inf, 0.5, 0.5, 0.5])
     got, true = both("topk", *case.nodes, None, None, None, k, 0)
-    torch.testing.assert_close(
-        got[0], true[0], rtol=0, atol=M.tolerance(dtype), equal_nan=True
-    )
+    torch.testing.assert_close(got[0], true[0], rtol=0, atol=M.tolerance(dtype), equal_nan=True)
     assert torch.equal(got[1], true[1])
 
 
@@ -93,8 +90,8 @@ def test_longest_list():
     values = case.features.new_empty(9, configs.MOST_K)
     got, true = both("topk", *case.nodes, None, None, None, values.shape[1], 0)
     M.assert_same_choice(*got, *true, M.tolerance(torch.float32))
-    with pytest.raises(ValueError, match="k: expected 1 to 256, got 257"):
-        run.multicut_topk(*case.nodes, None, None, None, 257, 0, "triton")
+    with pytest.raises(ValueError, match="k: expected 1 to 128, got 129"):
+        run.multicut_topk(*case.nodes, None, None, None, 129, 0, "triton")
 
 
 @pytest.mark.parametrize("config", ["tame", "wild"])
@@ -102,9 +99,9 @@ def test_longest_list():
 def test_shipped_tiles(dtype, config, monkeypatch):
     """The tiles that a GPU gets, on one instance with an inner tile."""
     monkeypatch.undo()
-    case = mixture(150, 130, dtype)
+    case = mixture(150 if config == "tame" else 35, 130, dtype)
     if config == "wild":
-        case.features[149, 0] = math.nan
+        case.features[3, 0] = math.nan
     got, true = both("topk", *case.nodes, None, None, None, 1, 0)
     M.assert_same_choice(*got, *true, M.tolerance(dtype))
 
