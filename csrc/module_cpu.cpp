@@ -70,7 +70,7 @@ namespace multicut {
 #define SUBLIMATE_MULTICUT_TARGET(level)                                                 \
   Target {                                                                               \
     level::topk, level::negative_sum, level::contract, level::best_cluster, level::move, \
-        level::gaec, level::kernighan_lin                                                \
+        level::gaec, level::kernighan_lin, level::lazy                                   \
   }
 
 Target cpu_target(Isa isa) {

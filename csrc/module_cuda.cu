@@ -23,7 +23,7 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   m.def("error_text", &status_text);
   fewbit::bind(m, {fewbit::cuda::forward, fewbit::cuda::backward, fewbit::cuda::gated_forward,
                    fewbit::cuda::gated_backward});
-  multicut::bind(
-      m, {multicut::cuda::topk, multicut::cuda::negative_sum, multicut::cuda::contract,
-          multicut::cuda::best_cluster, multicut::cuda::move, multicut::cuda::gaec, nullptr});
+  multicut::bind(m, {multicut::cuda::topk, multicut::cuda::negative_sum, multicut::cuda::contract,
+                     multicut::cuda::best_cluster, multicut::cuda::move, multicut::cuda::gaec,
+                     nullptr, nullptr});
 }

@@ -20,6 +20,7 @@ struct Target {
   int (*move)(const Move&);
   int (*gaec)(const Gaec&);
   int (*kernighan_lin)(const KernighanLin&);
+  int (*lazy)(const Lazy&);
 };
 
 template <class Arguments>
@@ -156,6 +157,20 @@ inline void bind(pybind11::module_& m, const Target& t) {
                                                  rounds,
                                                  reals(gains),
                                                  {device, out(stream), threads}});
+      },
+      Release());
+
+  m.def(
+      "multicut_lazy",
+      [t](int dtype, Address features, Address weights, int64_t rows, int64_t dims, Address offsets,
+          int64_t instances, double alpha, int64_t negative, Address neighbors,
+          int64_t neighbors_per_node, Address labels, int device, Address stream, int threads) {
+        return run(t.lazy, Lazy{{dtype, in(features), in(weights), rows, dims, ints(offsets),
+                                 instances, alpha, negative},
+                                ints(neighbors),
+                                neighbors_per_node,
+                                ints(labels),
+                                {device, out(stream), threads}});
       },
       Release());
 }

@@ -164,6 +164,17 @@ struct KernighanLin {
   Exec exec;
 };
 
+// Greedy contraction along given edges only: merge the two clusters of largest s > 0 among those
+// that an edge joins, ties by lower, then higher lowest member, until none is positive. Values in
+// fp64 from exact sums. labels[v]: lowest member of v's cluster.
+struct Lazy {
+  Nodes nodes;
+  const int64_t* neighbors;  // (rows, neighbors_per_node) rows of the same instance, or -1
+  int64_t neighbors_per_node;
+  int64_t* labels;  // (rows,)
+  Exec exec;
+};
+
 // ---------------------------------------------- refusals, the same for every target
 
 inline int check(const Nodes& n) {
@@ -191,6 +202,10 @@ inline int check(const Move& k) {
   return k.clusters.slots < 0 || !k.clusters.offsets || !k.order_offsets ? kBadArgument : kOk;
 }
 inline int check(const Gaec& k) { return check(k.nodes); }
+inline int check(const Lazy& k) {
+  if (const int status = check(k.nodes)) return status;
+  return k.neighbors_per_node < 1 ? kBadArgument : kOk;
+}
 inline int check(const KernighanLin& k) {
   if (const int status = check(k.nodes)) return status;
   return k.neighbors < 0 || k.rounds < 0 ? kBadArgument : kOk;
@@ -212,4 +227,5 @@ inline int check(const KernighanLin& k) {
   int move(const Move&);                   \
   int gaec(const Gaec&);                   \
   int kernighan_lin(const KernighanLin&);  \
+  int lazy(const Lazy&);                   \
   }

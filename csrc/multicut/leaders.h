@@ -46,6 +46,32 @@ struct Leaders {
   }
 };
 
+// Offers row r of a tile, columns from j on, to its leaders; `skip` is left out. Returns what a
+// newcomer has to beat from now on.
+template <class T>
+T offer_row(const T* values, int64_t j, int64_t columns, int64_t skip, bool tame,
+            Leaders<T>& leaders) {
+  if (tame) {
+    for (int h = 0; h < 2; ++h) {
+      const auto lanes = tile::load(values + h * LANES<T>);
+      unsigned bits = tile::above<T>(lanes, tile::broadcast(leaders.least));
+      while (bits) {
+        const int lane = __builtin_ctz(bits), c = h * LANES<T> + lane;
+        if (j + c < columns && j + c != skip) leaders.add(values[c], j + c);
+        // The least may have risen.
+        bits = tile::above<T>(lanes, tile::broadcast(leaders.least)) & ~((2u << lane) - 1);
+      }
+    }
+  } else {
+    for (int c = 0; c < COLS<T> && j + c < columns; ++c) {
+      // Not below the least: that alone lets NaN in. Equal ones come later, so go after.
+      if (values[c] <= leaders.least && leaders.count >= leaders.k) continue;
+      if (j + c != skip) leaders.add(values[c], j + c);
+    }
+  }
+  return leaders.least;
+}
+
 template <class T>
 void walk_all(const Panels<T>& panels, int64_t instance, const T* rows, bool tame, int64_t count,
               const int64_t* skip, T* least, Leaders<T>* leaders) {
@@ -55,21 +81,18 @@ void walk_all(const Panels<T>& panels, int64_t instance, const T* rows, bool tam
     const int64_t j = panel * COLS<T>;
     for (int64_t r = 0; r < count; r += ROWS) {
       const Tile<T> t = product(rows + r * inner, panels.at(instance, panel), inner);
-      unsigned hit = tame ? 0 : 1;
+      unsigned hit = tame ? 0 : (1u << ROWS) - 1;
 #pragma GCC unroll 16
       for (int q = 0; q < ROWS; ++q)
-        hit |= tile::above<T>(tile::larger<T>(t.sum[q][0], t.sum[q][1]),
-                              tile::broadcast(least[r + q]));
+        hit |= unsigned(tile::above<T>(tile::larger<T>(t.sum[q][0], t.sum[q][1]),
+                                       tile::broadcast(least[r + q])) != 0)
+               << q;
       if (__builtin_expect(!hit, 1)) continue;
       spill(t, values);
-      for (int q = 0; q < ROWS && r + q < count; ++q) {
-        Leaders<T>& mine = leaders[r + q];
-        for (int c = 0; c < COLS<T> && j + c < columns; ++c) {
-          // Not below the least: that alone lets NaN in. Equal ones come later, so go after.
-          if (values[q][c] <= mine.least && mine.count >= mine.k) continue;
-          if (j + c != skip[r + q]) mine.add(values[q][c], j + c);
-        }
-        least[r + q] = mine.least;
+      for (; hit; hit &= hit - 1) {
+        const int q = __builtin_ctz(hit);
+        if (r + q < count)
+          least[r + q] = offer_row(values[q], j, columns, skip[r + q], tame, leaders[r + q]);
       }
     }
   }

@@ -240,3 +240,21 @@ def multicut_gaec_graph(
     threads: int,
     /,
 ) -> int: ...
+def multicut_lazy(
+    dtype: int,
+    features: int,
+    weights: int,
+    rows: int,
+    dims: int,
+    offsets: int,
+    instances: int,
+    alpha: float,
+    negative: int,
+    neighbors: int,
+    neighbors_per_node: int,
+    labels: int,
+    device: int,
+    stream: int,
+    threads: int,
+    /,
+) -> int: ...

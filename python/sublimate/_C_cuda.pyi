@@ -34,6 +34,9 @@ from ._C import (
     multicut_kernighan_lin as multicut_kernighan_lin,
 )
 from ._C import (
+    multicut_lazy as multicut_lazy,
+)
+from ._C import (
     multicut_move as multicut_move,
 )
 from ._C import (

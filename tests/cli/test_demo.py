@@ -13,7 +13,7 @@ from sublimate._report import Figure, MissingExtra, Result, Settings
 from sublimate.cli import app, demo
 from typer.testing import CliRunner
 
-for _package in ("sklearn", "matplotlib", "jinja2"):
+for _package in ("sklearn", "skimage", "matplotlib", "jinja2"):
     pytest.importorskip(_package, reason="pip install 'sublimate[demo]'")
 
 
@@ -56,12 +56,27 @@ def test_quick_numbers(quick):
     assert errors[0] == 0 and errors[1] > errors[2] > errors[3] > errors[4] > 0
 
 
+def test_multicut_numbers(quick):
+    report, html = quick
+    found = report["sections"]["Dense multicut"]
+    assert [m["method"] for m in found["digits"]] == [
+        "dense multicut", "k-means", "agglomerative", "agglomerative", "HDBSCAN",
+    ]  # fmt: skip
+    ours = found["digits"][0]
+    assert 4 < ours["clusters"] < 40 and ours["adjusted_rand_index"] > 0.2
+    assert 0 <= found["gap"] < 0.2 and found["losses"][-1] < found["losses"][0]
+    assert found["picture"]["nodes"] == 2400 and found["picture"]["segments"] > 10
+    for point in found["scaling"]:
+        assert point["cost"] <= point["peer_cost"] * (1 - 1e-9)  # costs are negative
+    assert html.count('href="data:image/png;base64,') >= 5
+
+
 def test_report_has_every_section(quick):
     report, html = quick
     assert report["passed"] and report["seed"] == 3
     for title in report["sections"]:
         assert f"<h2>{title}</h2>" in html
-    assert html.count("<figure>") == 3 == html.count("<svg ")
+    assert html.count("<figure>") == 7 == html.count("<svg ")
     assert "all results agree" in html
     for mode in ("exact", "1 bit", "2 bits", "3 bits", "4 bits"):
         assert f"<td>{mode}</td>" in html
@@ -69,7 +84,7 @@ def test_report_has_every_section(quick):
 
 def test_report_is_self_contained(quick):
     _, html = quick
-    fetched = re.findall(r'(?:src|href)="(?!#)([^"]*)"|url\((?!#)([^)]*)\)', html)
+    fetched = re.findall(r'(?:src|href)="(?!#|data:)([^"]*)"|url\((?!#)([^)]*)\)', html)
     assert fetched == []
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))

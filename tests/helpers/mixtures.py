@@ -18,3 +18,13 @@ def mixture(
     x = centres[z] + sigma * rng.standard_normal((n, d))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(z)
+
+
+def separated(
+    n: int, d: int, clusters: int, seed: int, sigma: float = 0.08
+) -> tuple[Tensor, Tensor]:
+    """(n, d) float32 unit rows around the first ``clusters`` axes, and which axis."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randint(0, clusters, (n,), generator=generator)
+    x = torch.eye(d)[z] + sigma * torch.randn(n, d, generator=generator)
+    return torch.nn.functional.normalize(x, dim=1), z

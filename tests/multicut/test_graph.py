@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.mixtures import mixture
+from helpers.mixtures import mixture, separated
 from hypothesis import given
 from hypothesis import strategies as st
 from sublimate import multicut
@@ -48,7 +48,7 @@ def test_complete_graph_is_dense_gaec():
 
 def test_nearest_neighbour_graph():
     """What it is for: attraction among nearest neighbours, repulsion of a sample of pairs."""
-    x, z = mixture(500, 16, 1, 0.25, clusters=10)
+    x, z = separated(500, 16, 10, 0)
     _, columns = multicut.inner_product_topk(x, 8)
     near = torch.stack([torch.arange(500).repeat_interleave(8), columns.flatten()], 1)
     far = torch.randint(0, 500, (8000, 2))

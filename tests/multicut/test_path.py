@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.mixtures import mixture
+from helpers.mixtures import mixture, separated
 from scipy.cluster.hierarchy import fcluster, linkage
 from sublimate import multicut
 from sublimate.multicut import reference as R
@@ -107,7 +107,7 @@ def test_quantile_of_a_sample():
 
 
 def test_number_of_clusters():
-    x, _ = mixture(400, 16, 7, 0.4, clusters=12)
+    x, _ = separated(400, 16, 12, 0)
     alpha = multicut.suggest_alpha(x, n_clusters=12)
     labels = multicut.dense_multicut(x, alpha=alpha)
     assert int(labels.max()) + 1 == 12

@@ -224,6 +224,19 @@ def gaec(backend: str, nodes: Nodes, labels: Tensor, merges: Tensor, costs: Tens
     del work
 
 
+def lazy(backend: str, nodes: Nodes, neighbors: Tensor, labels: Tensor) -> None:
+    """Greedy contraction along edges; see csrc/multicut/kernels.h ``Lazy``."""
+    lib, op, x = library(backend), "multicut_lazy", nodes.features
+    lib.call(
+        op,
+        x,
+        *_nodes(op, lib, nodes),
+        _flat(op, lib, "neighbors", neighbors, torch.int64, neighbors.numel()),
+        neighbors.shape[1],
+        _flat(op, lib, "labels", labels, torch.int64, x.shape[0]),
+    )
+
+
 def kernighan_lin(
     backend: str, nodes: Nodes, labels: Tensor, neighbors: int, rounds: int, gains: Tensor
 ) -> None:

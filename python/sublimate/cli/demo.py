@@ -25,8 +25,10 @@ from .. import _info
 from .._report import MissingExtra, Result, Section, Settings
 
 #: Families with a section, in the order of the report.
-FAMILIES = ("fewbit",)
+FAMILIES = ("fewbit", "multicut")
 _TEMPLATE = "report.html.j2"
+#: Packages whose name is not that of their module.
+_PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 
 
 def sections() -> list[Section]:
@@ -35,7 +37,7 @@ def sections() -> list[Section]:
     Raises:
         MissingExtra: a package that the demo needs is not installed.
     """
-    require("jinja2", "matplotlib", "sklearn")
+    require("jinja2", "matplotlib", "sklearn", "skimage")
     return [importlib.import_module(f"sublimate.{family}.demo").section for family in FAMILIES]
 
 
@@ -46,7 +48,7 @@ def require(*modules: str) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            missing.append(f"{ {'sklearn': 'scikit-learn'}.get(module, module) } ({error})")
+            missing.append(f"{_PACKAGES.get(module, module)} ({error})")
     if missing:
         raise MissingExtra(
             f"the demo needs {', '.join(missing)}; install them with: pip install 'sublimate[demo]'"

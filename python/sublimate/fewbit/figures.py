@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import re
-from typing import Any
-
 import torch
 
+from .._figures import FAINT, axes_of, style, svg
 from .._report import Figure
 from .codebook import default_codebook
 from .reference import FUNCTIONS
@@ -20,7 +17,6 @@ COLOURS = {
     "3 bits": "#3d8fd1",
     "4 bits": "#1d4e89",
 }
-_INK, _FAINT = "#2b2f36", "#d9dde3"
 
 
 def draw(
@@ -36,53 +32,12 @@ def draw(
         kept: mode -> bytes kept for backward (by GELU layers, by the rest of the model).
         bits: widths whose codes are drawn.
     """
-    import matplotlib
-
-    style: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": 10,
-        "axes.edgecolor": _FAINT,
-        "axes.labelcolor": _INK,
-        "axes.titlesize": 11,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "text.color": _INK,
-        "legend.frameon": False,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "sublimate",
-    }
-    with matplotlib.rc_context(style):
+    with style():
         return [_training(epochs, curves), _memory(kept), _codes(bits)]
 
 
-def _axes(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, Any]:
-    # The object interface, so that no window system and no global figure is touched.
-    from matplotlib.figure import Figure as Canvas
-
-    figure = Canvas(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **options)
-
-
-def _svg(figure: Any, prefix: str) -> str:
-    """The <svg> element alone, its ids made unique in the page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    # The page decides the width; the view box keeps the shape.
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" ?', r"<svg \1", text, count=1).replace(
-        re.search(r'height="[^"]*pt" ?', text).group(0),  # type: ignore[union-attr]
-        "",
-        1,
-    )
-
-
 def _training(epochs: int, curves: dict[str, tuple[list[float], list[float]]]) -> Figure:
-    figure, (left, right) = _axes(1, 2, 9.5, 3.4)
+    figure, (left, right) = axes_of(1, 2, 9.5, 3.4)
     x = range(1, epochs + 1)
     for name, (losses, accuracies) in curves.items():
         look = {"color": COLOURS[name], "lw": 4 if name == "exact" else 1.8}
@@ -96,10 +51,10 @@ def _training(epochs: int, curves: dict[str, tuple[list[float], list[float]]]) -
     best = 100 * max(max(a) for _, a in curves.values())
     if best > 50:  # the end matters, not the climb
         right.set_ylim(best - 18, best + 1)
-    right.axhline(best, color=_FAINT, lw=1, zorder=0)
+    right.axhline(best, color=FAINT, lw=1, zorder=0)
     right.annotate(f"best {best:.1f}", (1, best), (0, 3), textcoords="offset points", fontsize=9)
     for axes in (left, right):
-        axes.grid(axis="y", color=_FAINT, lw=0.6, alpha=0.7)
+        axes.grid(axis="y", color=FAINT, lw=0.6, alpha=0.7)
         axes.margins(x=0.02)
         axes.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="lower right")
@@ -107,16 +62,16 @@ def _training(epochs: int, curves: dict[str, tuple[list[float], list[float]]]) -
         "Learning",
         "Each line is one copy of the model; the thick grey one keeps everything. "
         "Where the lines lie on top of one another, the few bits lose nothing.",
-        _svg(figure, "training"),
+        svg(figure, "training"),
     )
 
 
 def _memory(kept: dict[str, tuple[int, int]]) -> Figure:
-    figure, axes = _axes(1, 1, 9.5, 3.2)
+    figure, axes = axes_of(1, 1, 9.5, 3.2)
     names = list(kept)[::-1]
     gelu = [kept[n][0] / 2**20 for n in names]
     rest = [kept[n][1] / 2**20 for n in names]
-    axes.barh(names, rest, color=_FAINT, label="rest of the model", height=0.62)
+    axes.barh(names, rest, color=FAINT, label="rest of the model", height=0.62)
     axes.barh(
         names, gelu, left=rest, color=[COLOURS[n] for n in names], height=0.62, label="GELU layers"
     )
@@ -130,18 +85,18 @@ def _memory(kept: dict[str, tuple[int, int]]) -> Figure:
     axes.set(xlabel="MiB kept from forward to backward, one batch")
     axes.set_xlim(0, 1.32 * max(g + r for g, r in zip(gelu, rest, strict=True)))
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=_FAINT, lw=0.6, alpha=0.7)
+    axes.grid(axis="x", color=FAINT, lw=0.6, alpha=0.7)
     axes.set_axisbelow(True)
     return Figure(
         "Memory kept for backward",
         "Grey: what the other layers keep. Coloured: what the GELU layers keep, 32 bits per "
         "number when exact, 1 to 4 bits with ours.",
-        _svg(figure, "memory"),
+        svg(figure, "memory"),
     )
 
 
 def _codes(bits: tuple[int, ...]) -> Figure:
-    figure, grid = _axes(1, len(bits), 9.5, 3.1, sharey=True)
+    figure, grid = axes_of(1, len(bits), 9.5, 3.1, sharey=True)
     x = torch.linspace(-3.5, 3.5, 1401, dtype=torch.float64)
     true = FUNCTIONS["gelu"].derivative(x)
     for axes, b in zip(grid, bits, strict=True):
@@ -156,7 +111,7 @@ def _codes(bits: tuple[int, ...]) -> Figure:
         axes.annotate(
             f"error {error:.3f}", (0.97, 0.06), xycoords="axes fraction", ha="right", fontsize=9
         )
-        axes.grid(axis="y", color=_FAINT, lw=0.6, alpha=0.7)
+        axes.grid(axis="y", color=FAINT, lw=0.6, alpha=0.7)
     grid[0].set_ylabel("slope")
     handles, labels = grid[-2].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
@@ -165,5 +120,5 @@ def _codes(bits: tuple[int, ...]) -> Figure:
         "Backward needs only the slope of GELU at each input (grey). We keep the number of a step "
         "near it (coloured). The shaded gap is the error; its typical size, for inputs around "
         "zero with spread one, is printed below.",
-        _svg(figure, "codes"),
+        svg(figure, "codes"),
     )

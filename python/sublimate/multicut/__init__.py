@@ -9,10 +9,12 @@ from .learning import margin_loss
 from .linkage import AlphaPath
 from .pairs import assign, inner_product_topk
 from .path import alpha_path, suggest_alpha
+from .solver import MulticutInfo
 
 __all__ = [
     "AlphaPath",
     "DenseMulticut",
+    "MulticutInfo",
     "alpha_path",
     "assign",
     "dense_multicut",

@@ -23,15 +23,18 @@ from torch import Tensor
 
 from .cost import signature
 
-#: Nodes of a block: three matrices of BLOCK x BLOCK live at a time, and one per block to the end.
-BLOCK = 512
-_ROUNDS = 3
+#: Nodes of a block: a few matrices of BLOCK x BLOCK live at a time, and one per block to the end.
+BLOCK = 256
+#: Pairs of blocks are packed in the order of what there is to win, up to this share of it.
+COVERED = 0.99
+_ROUNDS = 2
 
 
 def _share(cost: Tensor, total: Tensor) -> Tensor:
-    """cost / total; nothing where the total is so small that the quotient means nothing."""
-    floor = 1e-9 * total.max().clamp_min(torch.finfo(total.dtype).tiny)
-    return torch.where(total > floor, cost / total.clamp_min(floor), torch.zeros_like(total))
+    """cost / total; nothing where the total is so small that the quotient could overflow."""
+    floor = torch.maximum(1e-9 * total.max(), 1e-12 * cost.max())
+    wide = total > floor
+    return torch.where(wide, cost / torch.where(wide, total, 1), 0)
 
 
 def _cap(load: Tensor) -> Tensor:
@@ -108,8 +111,8 @@ def triangle_gain(
         x: (n, d) float32 or float64; its dtype is computed in.
         labels: (n,) the clustering that guides the packing; any clustering gives a valid bound.
 
-    O(n^2 BLOCK) time in matrix products, O(n BLOCK) memory. Rounding: pairs are computed in x's
-    dtype, and the gain is reduced by more than the rounding of its sums.
+    At most O(n^2 BLOCK) time in matrix products, O(n BLOCK) memory. Rounding: pairs are computed
+    in x's dtype, and the gain is reduced by more than the rounding of its sums.
     """
     n, d = x.shape
     if n < 3:
@@ -135,13 +138,21 @@ def triangle_gain(
         more, attract, _ = pack_across(across.clamp_min(0), (-across).clamp_min(0), attract, None)
         gain += won + more
         left.append(attract)
+    stakes = []
     for i, a in enumerate(blocks):
         for j in range(i + 1, len(blocks)):
             costs, same = pairs(a, blocks[j])
-            across = costs * ~same
-            wrong = across.clamp_min(0)
-            if not wrong.any():
-                continue
-            won, left[i], left[j] = pack_across(wrong, (-across).clamp_min_(0), left[i], left[j])
-            gain += won
+            stakes.append((float((costs.clamp_min_(0) * ~same).sum(dtype=torch.float64)), i, j))
+    stakes.sort(key=lambda stake: (-stake[0], *stake[1:]))
+    wanted = COVERED * sum(stake for stake, _, _ in stakes)
+    for stake, i, j in stakes:
+        if wanted <= 0:
+            break
+        wanted -= stake
+        costs, same = pairs(blocks[i], blocks[j])
+        across = costs * ~same
+        won, left[i], left[j] = pack_across(
+            across.clamp_min(0), (-across).clamp_min_(0), left[i], left[j]
+        )
+        gain += won
     return gain * (1 - (1e-12 if x.dtype == torch.float64 else 1e-5))

@@ -48,7 +48,7 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_clusters_: their number.
         objective_: cost of the clustering; 0 is all in one cluster, lower is better.
         alpha_: the alpha used.
-        cluster_sums_, cluster_sizes_: (n_clusters_, n_features) float64 and (n_clusters_,): all that
+        cluster_sums_, cluster_sizes_: (n_clusters_, n_features) float64 and (n_clusters_,): what
             ``predict`` needs.
         n_features_in_, feature_names_in_: as in scikit-learn.
     """
@@ -97,7 +97,11 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         w = None if weights is None else torch.as_tensor(weights, device=x.device).to(x.dtype)
         pairs = None if must_link is None else torch.as_tensor(must_link, device=x.device)
         alpha = self._alpha(x, w)
-        options = {"weights": w, "negative_dims": self.negative_dims, "backend": self.backend}
+        options: dict[str, Any] = {
+            "weights": w,
+            "negative_dims": self.negative_dims,
+            "backend": self.backend,
+        }
         labels = functional.dense_multicut(
             x,
             alpha=alpha,
@@ -172,7 +176,8 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             x, back = X.detach().to(accumulator(X.dtype)), _same
         else:
             array = validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
-            x, back = torch.from_numpy(np.ascontiguousarray(array)), _numpy
+            array = np.require(array, requirements=["C", "W"])  # torch wants to be able to write
+            x, back = torch.from_numpy(array), _numpy
         if self.normalize:
             x = torch.nn.functional.normalize(x, dim=1)
         return x, back

@@ -189,7 +189,7 @@ def lower_bound(
         float64: a 0-dim tensor, or (B,) for a batch. Exact up to rounding of the pairs in the
         features' dtype (float32 for 16-bit ones).
 
-    O(n^2 d) time; with labels O(n^2 (d + 512)), and 512 n numbers of memory.
+    O(n^2 d) time; with labels at most O(n^2 (d + 256)) and 256 n numbers of memory.
     """
     batch = arguments.checked(features, alpha, weights, negative_dims, offsets, tensor=False)
     if labels is not None:

@@ -70,8 +70,7 @@ def margin_loss(
     gap = cut_cost(
         features, target_labels, alpha, weights, negative_dims, batch, chosen
     ) - cut_cost(features, worst, alpha, weights, negative_dims, batch, chosen)
-    flat = None if weights is None else weights.detach()
-    apart = disagreement(target_labels.reshape(-1), worst, flat, batch, chosen)
+    apart = disagreement(target_labels.reshape(-1), worst, weights, batch, chosen)
     loss = (gap + margin * apart).clamp(min=0)  # the target itself is a candidate, worth 0
     result = accumulator(features.dtype)
     if reduction == "none":

@@ -1,8 +1,8 @@
 """Nodes of all instances at one level of contraction, and partitions of them.
 
-A level's nodes are clusters of the level below: their features and weights are sums, kept in float64
-and rounded to the dtype that is computed in. Instances lie one after the other, so a batch goes
-through the same calls as one instance, one launch each.
+A level's nodes are clusters of the level below: their features and weights are sums, kept in
+float64 and rounded to the dtype that is computed in. Instances lie one after the other, so a batch
+goes through the same calls as one instance, one launch each.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends, _native
 from .._dtypes import accumulator
 from .._native import multicut as native
-from . import reference, reference_graph
+from . import reference, reference_graph, reference_lazy
 
 _library = torch.library.Library("sublimate", "FRAGMENT")
 
@@ -45,6 +45,7 @@ _library.define(
     "multicut_gaec_graph(Tensor edges, Tensor costs, SymInt nodes, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
+_library.define(f"multicut_lazy({_NODES}, Tensor neighbors, str backend) -> Tensor")
 
 # ----------------------------------------------------------------------------------- allocation
 
@@ -189,15 +190,35 @@ def _gaec(features, weights, offsets, alpha, negative_dims, backend):  # type: i
     return out
 
 
+def _on_host(nodes: native.Nodes, *more: Tensor) -> tuple[native.Nodes, list[Tensor]]:
+    """Where sequential kernels run, whatever the backend: a GPU has none of its own."""
+    weights = None if nodes.weights is None else nodes.weights.cpu()
+    host = nodes._replace(
+        features=nodes.features.cpu(), weights=weights, offsets=nodes.offsets.cpu()
+    )
+    return host, [t.cpu() for t in more]
+
+
 def _kernighan_lin(  # type: ignore[no-untyped-def]
     features, weights, offsets, alpha, negative_dims, labels, neighbors, rounds, backend
 ):
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
-    if backend == "reference":
+    if backend == "reference" or _native.CPU.reason() is not None:
         return reference.kernighan_lin(*nodes, labels, neighbors, rounds)
-    labels, gains = labels.clone(), _alloc_per_instance(features, offsets, torch.float64)
-    native.kernighan_lin(backend, nodes, labels, neighbors, rounds, gains)
-    return labels, gains
+    host, (chained,) = _on_host(nodes, labels.clone())
+    gains = _alloc_per_instance(host.features, host.offsets, torch.float64)
+    native.kernighan_lin("cpu", host, chained, neighbors, rounds, gains)
+    return chained.to(labels.device), gains.to(labels.device)
+
+
+def _lazy(features, weights, offsets, alpha, negative_dims, neighbors, backend):  # type: ignore[no-untyped-def]
+    nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
+    if backend == "reference" or _native.CPU.reason() is not None:
+        return reference_lazy.lazy(*nodes, neighbors)
+    host, (edges,) = _on_host(nodes, neighbors)
+    labels = host.features.new_empty(features.shape[0], dtype=torch.int64)
+    native.lazy("cpu", host, edges, labels)
+    return labels.to(features.device)
 
 
 def _gaec_graph(edges, costs, nodes, backend):  # type: ignore[no-untyped-def]
@@ -218,6 +239,7 @@ _library.impl("multicut_move", _move, _KEY)
 _library.impl("multicut_gaec", _gaec, _KEY)
 _library.impl("multicut_kernighan_lin", _kernighan_lin, _KEY)
 _library.impl("multicut_gaec_graph", _gaec_graph, _KEY)
+_library.impl("multicut_lazy", _lazy, _KEY)
 
 
 def _fake(name: str):  # type: ignore[no-untyped-def]
@@ -269,6 +291,11 @@ def _(  # type: ignore[no-untyped-def]
     features, weights, offsets, alpha, negative_dims, labels, neighbors, rounds, backend
 ):
     return torch.empty_like(labels), _alloc_per_instance(features, offsets, torch.float64)
+
+
+@_fake("multicut_lazy")
+def _(features, weights, offsets, alpha, negative_dims, neighbors, backend):  # type: ignore[no-untyped-def]
+    return features.new_empty(features.shape[0], dtype=torch.int64)
 
 
 @_fake("multicut_gaec_graph")

@@ -68,6 +68,7 @@ def suggest_alpha(
     arguments.features("features", features, batches=False)
     arguments.weights("weights", weights, features)
     _checks.integer_between("negative_dims", negative_dims, 0, features.shape[-1])
+    _backends.resolve("multicut", backend, features)
     n = features.shape[0]
     if (quantile is None) == (n_clusters is None):
         got = "both" if quantile is not None else "neither"

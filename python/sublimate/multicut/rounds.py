@@ -67,7 +67,9 @@ def average_round(level: Level) -> Partition | None:
     w = level.weights if level.masses is None else level.masses
     means = x if w is None else x / w[:, None]
     return reciprocal_round(
-        replace(level, features=means.to(level.features.dtype), weights=None, sums=None, masses=None)
+        replace(
+            level, features=means.to(level.features.dtype), weights=None, sums=None, masses=None
+        )
     )
 
 

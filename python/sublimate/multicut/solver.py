@@ -9,7 +9,6 @@ of both. All decisions are made per instance, so a batch gives what its instance
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ class MulticutInfo:
     """What is known of a result.
 
     Attributes:
-        objective: cost of the labels; 0 is all in one cluster. A float, or (B,) float64 for a batch.
+        objective: cost of the labels; 0 is all in one cluster. A float, or (B,) for a batch.
         bound: no labels cost less: the sum of min(0, s_ij).
         gap: (objective - bound) / |objective|; 0 proves that the labels are optimal.
         rounds: by phase: rounds of contraction and sweeps of local search, all restarts together.
@@ -252,9 +251,7 @@ def _chains(level: Level, partition: Partition, size_class: int, log: _Log) -> P
     """Chains and moves by turns until chains bring nothing."""
     for _ in range(CHAIN_ROUNDS):
         log.enter("kernighan-lin")
-        chained, gains = search.kernighan_lin(
-            level, partition, NEIGHBORS[size_class], CHAIN_ROUNDS
-        )
+        chained, gains = search.kernighan_lin(level, partition, NEIGHBORS[size_class], CHAIN_ROUNDS)
         log.count(1)
         if not bool((gains > 0).any()):
             break
