@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import triton
 
 #: Multiply-adds may contract. Stated at every launch: the default differs between Triton versions.
@@ -49,14 +51,35 @@ class Config:
         }
 
 
-# Two bytes: tensor cores, and the rows stay in shared memory up to d = 128. Wider elements are
-# multiplied one by one from registers: small tiles, a part of the coordinates at a time.
-_BEST = {2: Config(128, 128, 128, 8, 3), 4: Config(64, 64, 32, 8, 2), 8: Config(32, 32, 16, 4, 2)}
+# By bytes of an element: (longest list, launch). Two bytes: tensor cores, and the rows stay in shared
+# memory up to d = 128; with a tile of 128 x 64 two blocks fit on a multiprocessor of sm_90, so that
+# one compares while the other multiplies. Wider elements are multiplied one by one from registers:
+# small tiles, a part of the coordinates at a time. Lists are in registers too: the longer, the fewer
+# rows.
+CONFIGS = {
+    2: (
+        (2, Config(128, 64, 128, 8, 3)),
+        (16, Config(64, 64, 128, 4, 2)),
+        (64, Config(64, 64, 64, 8, 2)),
+        (MOST_K, Config(16, 64, 64, 4, 2)),
+    ),
+    4: (
+        (16, Config(64, 64, 32, 8, 2)),
+        (64, Config(32, 64, 32, 8, 2)),
+        (MOST_K, Config(16, 64, 32, 8, 2)),
+    ),
+    8: ((16, Config(32, 32, 16, 4, 2)), (MOST_K, Config(16, 32, 16, 8, 2))),
+}
 
 
-def sweep(itemsize: int, d: int, keep: int) -> Config:
+def sweep(itemsize: int, keep: int) -> Config:
     """Launch of a pass over pairs of elements of ``itemsize`` bytes; lists of ``keep`` a row."""
-    return _BEST[itemsize]
+    return next(config for most, config in CONFIGS[itemsize] if keep <= most)
+
+
+def upcast(dtype: torch.dtype) -> bool:
+    """Whether tiles are widened before they are multiplied: bf16 in the interpreter."""
+    return bool(triton.knobs.runtime.interpret) and dtype == torch.bfloat16
 
 
 def shares(n: int, m: int, config: Config) -> int:
@@ -69,7 +92,7 @@ def candidates(k: int, narrow: bool) -> int:
     """Columns that a share keeps for each row: k, and some more where values are taken anew."""
     if k == 1:
         return 2 if narrow else 1
-    return int(triton.next_power_of_2(k + 2 if narrow else k))
+    return min(MOST_K, int(triton.next_power_of_2(k + 2 if narrow else k)))
 
 
 def room(count: int) -> int:
@@ -89,3 +112,211 @@ def coordinates(d: int) -> int:
 
 #: Rows at once in the sums over instances; slots at once in the search for an empty one.
 SUM_BLOCK, SLOT_BLOCK = 1024, 256
+
+
+# ---------------------------------------------------------------------------------------------
+# Ahead-of-time compilation: the cases (kernels/common/aot.py).
+
+_POINTERS = {"low_ptr": "*i64", "high_ptr": "*i64", "tame_ptr": "*i1", "index_ptr": "*i32"}
+_SIZES = {"n": "i32", "m": "i32", "d": "i32", "self_at": "i32"}
+
+
+def _types(dtype: str) -> tuple[str, str, Any]:
+    """Pointer types of elements and of computed numbers, and the latter's type."""
+    wide = dtype == "fp64"
+    return "*" + dtype, "*fp64" if wide else "*fp32", tl.float64 if wide else tl.float32
+
+
+def _sweep_cases(dtype: str) -> Iterator[Case]:
+    from . import pairs
+
+    x, acc, accumulate = _types(dtype)
+    narrow = dtype in ("bf16", "fp16")
+    arrays = {"x_ptr": x, "y_ptr": x, "u_ptr": acc, "v_ptr": acc, "values_ptr": acc}
+    size = {"fp64": 8, "fp32": 4}.get(dtype, 2)
+
+    def case(kernel: Any, keep: int, d: int, skip: str, tame: bool, common: bool) -> Case:
+        config = sweep(size, keep)
+        given = {"skip_ptr": "*i64"} if skip == "given" else {}
+        return Case(
+            name=f"{kernel.__name__}-{keep}-d{d}-{skip}-{'tame' if tame else 'any'}-{dtype}",
+            kernel=kernel,
+            signature={**arrays, **_POINTERS, **_SIZES, **given},
+            constexprs={
+                "KEEP": keep,
+                "SKIP": skip,
+                "TAME": tame,
+                "UPCAST": False,
+                "ACC": accumulate,
+                **config.constants(d),
+            },
+            options=config.options(),
+            dtype=dtype,
+            common=common,
+        )
+
+    one = candidates(1, narrow)
+    for d in (128, 100, 256):
+        for tame in (True, False):
+            yield case(pairs.best_kernel, one, d, "self", tame, d != 100)
+    yield case(pairs.best_kernel, one, 32, "none", True, False)
+    if not narrow:
+        yield case(pairs.best_kernel, one, 32, "given", True, True)
+    for keep in (4, 16, 64, MOST_K):
+        for tame in (True, False):
+            yield case(pairs.list_kernel, keep, 128, "self", tame, keep in (16, MOST_K))
+    if narrow:
+        return
+    config = sweep(size, 1)
+    for d in (32, 100):
+        yield Case(
+            name=f"negative-d{d}-{dtype}",
+            kernel=pairs.negative_kernel,
+            signature={
+                "x_ptr": x,
+                "y_ptr": x,
+                "u_ptr": acc,
+                "v_ptr": acc,
+                "high_ptr": "*i64",
+                "sums_ptr": "*fp64",
+                "n": "i32",
+                "d": "i32",
+            },
+            constexprs={"ACC": accumulate, "UPCAST": False, **config.constants(d)},
+            options=config.options(),
+            dtype=dtype,
+            common=d == 32,
+        )
+
+
+def _join_cases(dtype: str) -> Iterator[Case]:
+    from . import pairs
+
+    x, acc, accumulate = _types(dtype)
+    narrow = dtype in ("bf16", "fp16")
+    rows = {"x_ptr": x, "y_ptr": x, "u_ptr": acc, "v_ptr": acc} if narrow else {}
+    for count in (1, 6, 64, _MOST_SHARES * MOST_K):
+        config = join(count)
+        yield Case(
+            name=f"join-{count}-{dtype}",
+            kernel=pairs.join_kernel,
+            signature={
+                **rows,
+                "partial_ptr": acc,
+                "candidate_ptr": "*i32",
+                "values_ptr": acc,
+                "index_ptr": "*i64",
+                "n": "i32",
+                "m": "i32",
+                "d": "i32",
+                "k": "i32",
+            },
+            constexprs={
+                "COUNT": count,
+                "ROOM": room(count),
+                "RESCORE": narrow,
+                "ACC": accumulate,
+                "BM": config.bm,
+            },
+            options=config.options(),
+            dtype=dtype,
+            common=count in (6, _MOST_SHARES * MOST_K),
+        )
+
+
+def _cluster_cases(dtype: str) -> Iterator[Case]:
+    from . import clusters, pairs
+
+    x, acc, accumulate = _types(dtype)
+    state = {"sums_ptr": "*fp64", "masses_ptr": "*fp64", "counts_ptr": "*i64"}
+    for weights in ({"w_ptr": x}, {}):
+        name = f"{'weighted' if weights else 'plain'}-{dtype}"
+        yield Case(
+            name=f"contract-{name}",
+            kernel=clusters.contract_kernel,
+            signature={
+                "x_ptr": x,
+                **weights,
+                "members_ptr": "*i64",
+                "starts_ptr": "*i64",
+                **state,
+                "d": "i32",
+                "clusters": "i32",
+            },
+            constexprs={"BK": coordinates(128)},
+            options={"num_warps": 1},
+            dtype=dtype,
+            common=True,
+        )
+        config = join(4)
+        yield Case(
+            name=f"gain-{name}",
+            kernel=clusters.gain_kernel,
+            signature={
+                "x_ptr": x,
+                **weights,
+                "labels_ptr": "*i64",
+                **state,
+                "alpha_ptr": "*fp64",
+                "partial_ptr": acc,
+                "candidate_ptr": "*i32",
+                "target_ptr": "*i64",
+                "gain_ptr": acc,
+                "n": "i32",
+                "d": "i32",
+                "q": "i32",
+            },
+            constexprs={
+                "COUNT": 4,
+                "ROOM": room(4),
+                "ACC": accumulate,
+                "BM": config.bm,
+                "BK": config.bk,
+            },
+            options=config.options(),
+            dtype=dtype,
+            common=True,
+        )
+        for d in (32, 2048):
+            yield Case(
+                name=f"move-d{d}-{name}",
+                kernel=clusters.move_kernel,
+                signature={
+                    "x_ptr": x,
+                    **weights,
+                    "labels_ptr": "*i64",
+                    **state,
+                    "slot_offsets_ptr": "*i64",
+                    "order_ptr": "*i64",
+                    "order_offsets_ptr": "*i64",
+                    "target_ptr": "*i64",
+                    "alpha_ptr": "*fp64",
+                    "moved_ptr": "*i64",
+                    "d": "i32",
+                    "q": "i32",
+                },
+                constexprs={"BK": coordinates(d), "BLOCK": SLOT_BLOCK},
+                options={"num_warps": 4},
+                dtype=dtype,
+                common=d == 32,
+            )
+    yield Case(
+        name=f"instance-sums-{dtype}",
+        kernel=pairs.instance_sums_kernel,
+        signature={
+            "sums_ptr": "*fp64",
+            "offsets_ptr": "*i64",
+            "out_ptr": "*fp64",
+            "splits": "i32",
+        },
+        constexprs={"BLOCK": SUM_BLOCK},
+        options={"num_warps": 4},
+        dtype=dtype,
+        common=True,
+    )
+
+
+def aot_cases() -> list[Case]:
+    """Every kernel x dtype x launch; ``common`` marks the subset for every target."""
+    cases = [case for dtype in DTYPES for of in (_sweep_cases, _join_cases) for case in of(dtype)]
+    return cases + [case for dtype in ("fp32", "fp64") for case in _cluster_cases(dtype)]

@@ -79,31 +79,36 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """(n, shares, keep) values and int32 columns: the best of each share of the columns."""
     (n, d), m = rows.shape, columns.shape[0]
-    config = configs.sweep(rows.element_size(), d, keep if k > 1 else 1)
+    config = configs.sweep(rows.element_size(), keep)
     shares = configs.shares(n, m // instances, config)
     values = rows.new_empty((n, shares, keep), dtype=u.dtype)
     index = rows.new_empty((n, shares, keep), dtype=torch.int32)
     kernel = pairs.best_kernel if k == 1 else pairs.list_kernel
-    kernel[(triton.cdiv(n, config.bm), shares)](
-        rows,
-        columns,
-        u,
-        v,
-        *bounds,
-        given,
-        _tame(rows, columns, u, v),
-        values,
-        index,
-        n,
-        m,
-        d,
-        self_at,
-        KEEP=keep,
-        SKIP=skip,
-        **config.constants(d),
-        ACC=accumulator(u),
-        **config.options(),
-    )
+    tame = _tame(rows, columns, u, v)
+    # Which of the two does the work is known on the device only; the other ends at once.
+    for of_tame in (True, False):
+        kernel[(triton.cdiv(n, config.bm), shares)](
+            rows,
+            columns,
+            u,
+            v,
+            *bounds,
+            given,
+            tame,
+            values,
+            index,
+            n,
+            m,
+            d,
+            self_at,
+            KEEP=keep,
+            SKIP=skip,
+            TAME=of_tame,
+            **config.constants(d),
+            UPCAST=configs.upcast(rows.dtype),
+            ACC=accumulator(u),
+            **config.options(),
+        )
     return values, index
 
 
@@ -203,7 +208,7 @@ def negative_sum(
     if n == 0:
         sums.zero_()
         return
-    config = configs.sweep(features.element_size(), d, 1)
+    config = configs.sweep(features.element_size(), 1)
     shares = configs.shares(n, n // instances, config)
     part = features.new_empty((n, shares), dtype=torch.float64)
     with device_of(features):
@@ -217,6 +222,7 @@ def negative_sum(
             n,
             d,
             **config.constants(d),
+            UPCAST=False,
             ACC=accumulator(features),
             **config.options(),
         )

@@ -22,20 +22,6 @@ from .tiles import (
 
 
 @triton.jit
-def _tile_best(s, column, low, high, skip, plain, BM: tl.constexpr, BN: tl.constexpr):
-    """Best of each row of a tile that begins at ``column``: (value, int32 index).
-
-    low, high, skip: int32 [BM]: the columns that a row meets, and one of them that it passes over.
-    plain: scalar, whether all rows meet all columns and no value is NaN.
-    """
-    if plain:
-        top, at = row_best_tame(s, column, BN)
-    else:
-        top, at = row_best(s, _met(column, low, high, skip, BM, BN))
-    return top, at
-
-
-@triton.jit
 def _met(column, low, high, skip, BM: tl.constexpr, BN: tl.constexpr):
     """Index of each column for each row, NONE where they do not meet: int32 [BM, BN]."""
     at = column + tl.zeros([BM, BN], tl.int32) + tl.arange(0, BN)[None, :]
@@ -75,14 +61,18 @@ def best_kernel(
     self_at,
     KEEP: tl.constexpr,  # 1 or 2
     SKIP: tl.constexpr,  # "none", "self": column self_at + i, "given"
+    TAME: tl.constexpr,  # runs only where no value can be NaN or infinite; False: only where one can
     RESIDENT: tl.constexpr,
     EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     """The best column of each row in a share and, if KEEP is 2, the best of another tile."""
+    if (tl.load(tame_ptr) != 0) != TAME:
+        return
     row = tl.program_id(0).to(tl.int64) * BM
     last_row = tl.zeros_like(row) + n - 1
     last_column = tl.zeros_like(row) + m - 1
@@ -91,7 +81,6 @@ def best_kernel(
     inner_begin, inner_end = tl.max(low, axis=0), tl.min(high, axis=0)
     skip_begin, skip_end = tl.min(skip, axis=0), tl.max(skip, axis=0)
     u = load_each(u_ptr, row, last_row, BM)
-    tame = tl.load(tame_ptr) != 0
     x = load_rows(x_ptr, row, last_row, d, 0, BM, BK, EVEN)
     best = tl.full([BM], float("-inf"), ACC)
     index = tl.full([BM], NONE, tl.int32)
@@ -102,12 +91,17 @@ def best_kernel(
         column = begin + t * BN
         s = pair_values(
             x, x_ptr, y_ptr, u, v_ptr, row, last_row, column.to(tl.int64), last_column, d,
-            BM, BN, BK, RESIDENT, EVEN, ACC,
+            BM, BN, BK, RESIDENT, EVEN, UPCAST, ACC,
         )  # fmt: skip
-        plain = tame & (column >= inner_begin) & (column + BN <= inner_end)
-        if SKIP != "none":
-            plain = plain & ((column > skip_end) | (column + BN <= skip_begin))
-        top, at = _tile_best(s, column, low, high, skip, plain, BM, BN)
+        if TAME:
+            partly = (column < inner_begin) | (column + BN > inner_end)
+            if SKIP != "none":
+                partly = partly | ((column <= skip_end) & (column + BN > skip_begin))
+            if partly:
+                s = tl.where(_met(column, low, high, skip, BM, BN) == NONE, float("-inf"), s)
+            top, at = row_best_tame(s, column, BN)
+        else:
+            top, at = row_best(s, _met(column, low, high, skip, BM, BN))
         wins = precedes(top, at, best, index)
         if KEEP == 2:
             # The loser of the two, if it is better than what was second.
@@ -145,8 +139,10 @@ def list_kernel(
     self_at,
     KEEP: tl.constexpr,  # a power of two
     SKIP: tl.constexpr,
+    TAME: tl.constexpr,
     RESIDENT: tl.constexpr,
     EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -154,9 +150,11 @@ def list_kernel(
 ):
     """The KEEP best columns of each row in a share, in no order.
 
-    A tile is searched again only while one of its rows has a candidate before the last of its list:
-    after the first tiles that is rare.
+    A tile is searched only as often as one of its rows may have a candidate that goes before the
+    last of its list: after the first tiles hardly ever.
     """
+    if (tl.load(tame_ptr) != 0) != TAME:
+        return
     row = tl.program_id(0).to(tl.int64) * BM
     last_row = tl.zeros_like(row) + n - 1
     last_column = tl.zeros_like(row) + m - 1
@@ -165,7 +163,6 @@ def list_kernel(
     inner_begin, inner_end = tl.max(low, axis=0), tl.min(high, axis=0)
     skip_begin, skip_end = tl.min(skip, axis=0), tl.max(skip, axis=0)
     u = load_each(u_ptr, row, last_row, BM)
-    tame = tl.load(tame_ptr) != 0
     x = load_rows(x_ptr, row, last_row, d, 0, BM, BK, EVEN)
     value = tl.full([BM, KEEP], float("-inf"), ACC)
     # Places without a candidate differ, so that one at a time is filled.
@@ -177,25 +174,37 @@ def list_kernel(
         column = begin + t * BN
         s = pair_values(
             x, x_ptr, y_ptr, u, v_ptr, row, last_row, column.to(tl.int64), last_column, d,
-            BM, BN, BK, RESIDENT, EVEN, ACC,
+            BM, BN, BK, RESIDENT, EVEN, UPCAST, ACC,
         )  # fmt: skip
-        plain = tame & (column >= inner_begin) & (column + BN <= inner_end)
-        if SKIP != "none":
-            plain = plain & ((column > skip_end) | (column + BN <= skip_begin))
-        top, at = _tile_best(s, column, low, high, skip, plain, BM, BN)
-        wins = precedes(top, at, worst, worst_index)
-        more = tl.max(wins.to(tl.int32), axis=0)
-        if more > 0:
+        # How often to look: a bound, for what enters first may keep others out.
+        if TAME:
+            partly = (column < inner_begin) | (column + BN > inner_end)
+            if SKIP != "none":
+                partly = partly | ((column <= skip_end) & (column + BN > skip_begin))
+            if partly:
+                s = tl.where(_met(column, low, high, skip, BM, BN) == NONE, float("-inf"), s)
+            # Columns ascend, so an equal one never gets in.
+            enters = s > worst[:, None]
+            rounds = tl.minimum(tl.max(tl.sum(enters.to(tl.int32), axis=1), axis=0), KEEP)
+            for _ in range(rounds):
+                top, at = row_best_tame(s, column, BN)
+                place = (index == worst_index[:, None]) & (top > worst)[:, None]
+                value = tl.where(place, top[:, None], value)
+                index = tl.where(place, at[:, None], index)
+                worst, worst_index = _row_worst_tame(value, index)
+                s = tl.where(column + tl.arange(0, BN)[None, :] == at[:, None], float("-inf"), s)
+        else:
             met = _met(column, low, high, skip, BM, BN)
-            while more > 0:
+            enters = precedes(s, met, worst[:, None], worst_index[:, None]) & (met != NONE)
+            rounds = tl.minimum(tl.max(tl.sum(enters.to(tl.int32), axis=1), axis=0), KEEP)
+            for _ in range(rounds):
+                top, at = row_best(s, met)
+                wins = precedes(top, at, worst, worst_index)
                 place = (index == worst_index[:, None]) & wins[:, None]
                 value = tl.where(place, top[:, None], value)
                 index = tl.where(place, at[:, None], index)
                 worst, worst_index = _row_worst(value, index)
-                met = tl.where((met == at[:, None]) & wins[:, None], NONE, met)
-                top, at = row_best(s, met)
-                wins = precedes(top, at, worst, worst_index)
-                more = tl.max(wins.to(tl.int32), axis=0)
+                met = tl.where(met == at[:, None], NONE, met)
     rows = row + tl.arange(0, BM)
     out = (rows * tl.num_programs(1) + tl.program_id(1)) * KEEP
     out = out[:, None] + tl.arange(0, KEEP)[None, :]
@@ -204,8 +213,15 @@ def list_kernel(
 
 
 @triton.jit
+def _row_worst_tame(value, index):
+    """The last of each row's list: the smallest value, of equals the highest index."""
+    bottom = tl.min(value, axis=1)
+    return bottom, tl.max(tl.where(value == bottom[:, None], index, -1), axis=1)
+
+
+@triton.jit
 def _row_worst(value, index):
-    """The last of each row's list: the smallest value, NaN never, and of equals the highest index."""
+    """The same with NaN, which is before every number."""
     number = tl.where(value != value, float("inf"), value)
     bottom = tl.min(number, axis=1)
     last = tl.where(number == bottom[:, None], index, -1)
@@ -281,6 +297,7 @@ def negative_kernel(
     d,
     RESIDENT: tl.constexpr,
     EVEN: tl.constexpr,
+    UPCAST: tl.constexpr,
     ACC: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -299,10 +316,10 @@ def negative_kernel(
     i = row + tl.arange(0, BM)
     total = tl.zeros([BM], tl.float64)
     for t in range(tl.program_id(1), tl.cdiv(end - row, BN).to(tl.int32), tl.num_programs(1)):
-        column = row + t.to(tl.int64) * BN
+        column = row + t * BN
         s = pair_values(
             x, x_ptr, y_ptr, u, v_ptr, row, last_row, column, last_row, d,
-            BM, BN, BK, RESIDENT, EVEN, ACC,
+            BM, BN, BK, RESIDENT, EVEN, UPCAST, ACC,
         )  # fmt: skip
         s = tl.where(s > 0, 0.0, s)  # NaN stays
         if (column < row + BM) | (column + BN > inner_end):

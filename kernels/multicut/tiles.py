@@ -36,8 +36,13 @@ def load_each(ptr, first, last, ROWS: tl.constexpr):
 
 
 @triton.jit
-def product(x, y, total, ACC: tl.constexpr):
-    """total + x y^T for [BM, BK] and [BN, BK]. 16-bit: tensor cores; wider: IEEE, no TF32."""
+def product(x, y, total, UPCAST: tl.constexpr, ACC: tl.constexpr):
+    """total + x y^T for [BM, BK] and [BN, BK]. 16-bit: tensor cores; wider: IEEE, no TF32.
+
+    UPCAST: the interpreter cannot multiply bf16; in fp32 the products are the same.
+    """
+    if UPCAST:
+        x, y = x.to(ACC), y.to(ACC)
     if x.dtype == tl.float64 or x.dtype == tl.float32:
         total = tl.dot(x, tl.trans(y), total, input_precision="ieee", out_dtype=ACC)
     else:
@@ -62,17 +67,19 @@ def pair_values(
     BK: tl.constexpr,
     RESIDENT: tl.constexpr,  # d <= BK: the rows stay where they are for the whole sweep
     EVEN: tl.constexpr,  # d % BK == 0
+    UPCAST: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Values of rows row .. row + BM and columns column .. column + BN: [BM, BN] in ACC."""
     s = tl.zeros([BM, BN], ACC)
     if RESIDENT:
-        s = product(x, load_rows(y_ptr, column, last_column, d, 0, BN, BK, EVEN), s, ACC)
+        columns = load_rows(y_ptr, column, last_column, d, 0, BN, BK, EVEN)
+        s = product(x, columns, s, UPCAST, ACC)
     else:
         for k in range(0, d, BK):
             rows = load_rows(x_ptr, row, last_row, d, k, BM, BK, EVEN)
             columns = load_rows(y_ptr, column, last_column, d, k, BN, BK, EVEN)
-            s = product(rows, columns, s, ACC)
+            s = product(rows, columns, s, UPCAST, ACC)
     v = load_each(v_ptr, column, last_column, BN)
     return tl.fma(u[:, None] + tl.zeros_like(s), v[None, :] + tl.zeros_like(s), s)
 
@@ -107,7 +114,8 @@ def row_best(s, index):
 
 @triton.jit
 def row_best_tame(s, column, BN: tl.constexpr):
-    """The same where every column counts and no value is NaN."""
+    """The same where no value is NaN and those of no candidate are -inf: five operations a pair."""
     top = tl.max(s, axis=1)
     local = tl.arange(0, BN)[None, :]
-    return top, column + tl.min(tl.where(s == top[:, None], local, BN), axis=1)
+    at = column + tl.min(tl.where(s == top[:, None], local, BN), axis=1)
+    return top, tl.where(top == float("-inf"), NONE, at)
