@@ -104,7 +104,7 @@ def _topk(  # type: ignore[no-untyped-def]
 
         fwd.topk(*nodes, *others, self_offset, values, indices)
         return values, indices
-    if backend == "cpu" and features.dtype != values.dtype:  # exact, and rescored as asked
+    if backend != "triton" and features.dtype != values.dtype:  # exact, and rescored as asked
         nodes = nodes._replace(features=features.to(values.dtype))
         others = (None if other is None else other.to(values.dtype), *others[1:])
     native.topk(backend, nodes, *others, self_offset, values, indices)
