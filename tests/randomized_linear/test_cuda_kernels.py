@@ -15,6 +15,8 @@ from helpers.lanes import CUDA_EMULATED, GPU, Lane, lane_id
 from helpers.parity import assert_same_bits
 from sublimate import _native
 from sublimate._native import randomized_linear as native
+from sublimate.cli.check import run_case
+from sublimate.randomized_linear import checks
 
 PROJECTIONS = native.PROJECTIONS
 ON = [CUDA_EMULATED, *(pytest.param(lane, marks=pytest.mark.gpu) for lane in GPU)]
@@ -141,6 +143,15 @@ def test_same_bits_in_every_order(emulated_cuda, sketch):
     results = outcomes(run)
     for name, result in results.items():
         assert_same_bits(result, results["forward"], name)
+
+
+def test_layers_pass_the_check(emulated_cuda):
+    """The cases of ``sublimate check``: every sketch's layer and the transform, publicly."""
+    cases = [c for c in checks.cases("cuda", "cpu", quick=True) if c.dtype == torch.float32]
+    assert len(cases) == 9
+    for case in cases:
+        outcome = run_case(case)
+        assert outcome.passed, (case.op, outcome.error, outcome.measurements)
 
 
 def test_bad_arguments(emulated_cuda):
