@@ -87,6 +87,17 @@ def test_rows_that_are_one_row(kernels, sketch):
     K.check_project(kernels, x, sketch, 9)
 
 
+def test_rows_far_apart(emulated_cuda, tmp_path):
+    """Offsets beyond 32 bits in every kernel."""
+    kernels = K.native("cuda")
+    x = K.far_apart(K.numbers((5, 40), torch.bfloat16), tmp_path)
+    for sketch in PROJECTIONS:
+        K.check_project(kernels, x, sketch, 3)
+    index = torch.tensor([4, 0, 3], dtype=torch.int32)
+    K.check_gather(kernels, x, index, torch.tensor([0.5, 3.0, -1.0]))
+    K.check_hadamard(kernels, x, 0.5)
+
+
 def test_streams(kernels):
     K.check_streams(kernels)
 
