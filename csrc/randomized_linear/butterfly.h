@@ -78,23 +78,32 @@ SUBLIMATE_HD void with_log(int log, const Pass& pass) {
   }
 }
 
-// Memory that is read soon: each step brings a little of it into the cache, so that the reads are
+// Memory that is read soon: each step brings a piece of it into the cache, so that the reads are
 // spread evenly over the arithmetic in between.
 struct Ahead {
   const char* at = nullptr;
-  const char* end = nullptr;
-  int64_t bytes = 0;  // of a step
+  int64_t steps = 0;
+  int64_t bytes = 0;   // of a piece
+  int64_t stride = 0;  // to the next
 
-  // The next `count` elements from x; a step is one per element of two registers.
+  // `count` elements from x, two registers of them in a step.
   template <class T>
-  static Ahead of(const T* x, int64_t count) {
-    const char* at = reinterpret_cast<const char*>(x);
-    return {at, at + count * int64_t(sizeof(T)), 2 * int64_t(sizeof(T)) * LANES<arith_t<T>>};
+  static Ahead line(const T* x, int64_t count) {
+    constexpr int64_t elements = 2 * LANES<arith_t<T>>;
+    const int64_t bytes = elements * int64_t(sizeof(T));
+    return {reinterpret_cast<const char*>(x), (count + elements - 1) / elements, bytes, bytes};
+  }
+  // `columns` elements of each of some rows, a row in a step.
+  template <class T>
+  static Ahead rows(const T* x, int64_t count, int64_t columns, int64_t row_stride) {
+    const int64_t size = sizeof(T);
+    return {reinterpret_cast<const char*>(x), count, columns * size, row_stride * size};
   }
   SUBLIMATE_HD void step() {
-    if (at >= end) return;
+    if (steps <= 0) return;
     for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(at + byte);
-    at += bytes;
+    at += stride;
+    --steps;
   }
 };
 

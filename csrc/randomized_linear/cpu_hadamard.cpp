@@ -18,6 +18,10 @@ constexpr int LOG_LANES = log2_of(LANES<A>);
 // Elements transformed in L1: 16 KiB.
 template <class A>
 constexpr int LINE = 16384 / int(sizeof(A));
+// Distance of the lines of a long row in scratch memory: not a power of two, so that a column of
+// them does not fall into a few sets of the cache.
+template <class A>
+constexpr int PITCH = LINE<A> + 4 * LANES<A>;
 constexpr int FIRST = 3;   // stages over registers in the pass that reads x
 constexpr int STRIPS = 4;  // registers side by side in a pass over the columns of a long row
 
@@ -136,7 +140,7 @@ void transform_few(const arith_t<T>* from, int64_t left, int64_t right, arith_t<
     for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 16
       for (int i = 0; i < lines; ++i) {
-        v[half][i] = tile::load(from + i * LINE<A> + column + half * L);
+        v[half][i] = tile::load(from + i * PITCH<A> + column + half * L);
       }
       across_registers<log>(v[half]);
     }
@@ -160,10 +164,10 @@ void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t
       constexpr int log = constant.value;
       for (int64_t line = 0; line < lines; line += 1 << log) {
         for (int s = 0; s < STRIPS; ++s) {
-          const A* source = from + line * LINE<A> + column + s * L;
+          const A* source = from + line * PITCH<A> + column + s * L;
           Vector<A> v[1 << log];
 #pragma GCC unroll 16
-          for (int i = 0; i < (1 << log); ++i) v[i] = tile::load(source + i * LINE<A>);
+          for (int i = 0; i < (1 << log); ++i) v[i] = tile::load(source + i * PITCH<A>);
           across_registers<log>(v);
           A* to = tile + (s * lines + line) * L;
 #pragma GCC unroll 16
@@ -175,8 +179,8 @@ void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t
     for (int64_t line = 0; line < lines; ++line) {
       const A* row = tile + line * L;
       for (int s = 0; s < STRIPS; s += 2) {
-        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s) * L);
-        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s + 1) * L);
+        __builtin_prefetch(from + line * PITCH<A> + column + (STRIPS + s) * L);
+        __builtin_prefetch(from + line * PITCH<A> + column + (STRIPS + s + 1) * L);
         write_pair(out + line * LINE<A> + column + s * L, scale * tile::load(row + s * lines * L),
                    scale * tile::load(row + (s + 1) * lines * L), stream);
       }
@@ -210,15 +214,16 @@ bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int thre
   using A = arith_t<T>;
   const int64_t fitting = std::min<int64_t>(h.length, (256 << 10) / sizeof(T));
   parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin * LINE<A>; at < end * LINE<A>; at += LINE<A>) {
-      Ahead ahead = Ahead::of(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
-      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at, ahead);
+    for (int64_t line = begin; line < end; ++line) {
+      const int64_t at = line * LINE<A>;
+      Ahead ahead = Ahead::line(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
+      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + line * PITCH<A>, ahead);
     }
   });
   bool failed = false;
   constexpr int64_t wide = STRIPS * LANES<A>;
   parallel_for(LINE<A>, wide, wide, threads, [&](int64_t begin, int64_t end) {
-    const Ahead ahead = Ahead::of(next, next ? fitting : 0);
+    const Ahead ahead = Ahead::line(next, next ? fitting : 0);
     if (!transform_columns(h, whole, begin, end, out, stream, ahead)) {
 #pragma omp atomic write
       failed = true;
@@ -233,7 +238,8 @@ int long_rows(const Hadamard& h, bool stream) {
   const T* x = static_cast<const T*>(h.x);
   T* out = static_cast<T*>(h.out);
   const auto rows = [&](int64_t begin, int64_t end, int threads) {
-    const Scratch<arith_t<T>> whole(h.padded);
+    using A = arith_t<T>;
+    const Scratch<A> whole(h.padded / LINE<A> * PITCH<A>);
     bool good = whole.get();
     for (int64_t r = begin; good && r < end; ++r) {
       const T* row = x + r * h.row_stride;
@@ -279,9 +285,9 @@ int hadamard_as(const Hadamard& h) {
       const int64_t count = std::min(together, end - row) * h.padded;
       const T* from = x + row * h.row_stride;
       const bool more = row + together < end;
-      Ahead ahead = Ahead::of(from + together * h.row_stride, !more          ? 0
-                                                              : together > 1 ? together * h.padded
-                                                                             : h.length);
+      Ahead ahead = Ahead::line(from + together * h.row_stride, !more          ? 0
+                                                                : together > 1 ? together * h.padded
+                                                                               : h.length);
       transform_line(from, together > 1 ? count : h.length, h.padded, count, line, ahead);
       write_line(line, count, A(h.scale), out + row * h.padded, stream, ahead);
     }

@@ -83,6 +83,15 @@ struct Tiles {
     }
   }
 
+  // What is gathered after this tile.
+  Ahead after(int64_t b, int64_t column) const {
+    column += STRIPS * L;
+    if (column >= p.columns) column = 0, ++b;
+    const int64_t first = b * shape.chunk, count = std::min(shape.chunk, p.rows - first);
+    return Ahead::rows(static_cast<const T*>(p.x) + first * p.row_stride + column, count,
+                       std::min<int64_t>(STRIPS * L, p.columns - column), p.row_stride);
+  }
+
   void run(const Block<A>& block, int64_t b, int64_t column, A* tile) const {
     const int64_t first = b * shape.chunk;
     const int count = int(std::min(shape.chunk, p.rows - first));
@@ -90,9 +99,9 @@ struct Tiles {
     const T* x = static_cast<const T*>(p.x) + first * p.row_stride + column;
     const int stages = stages_of_pass(shape.log_size);
     with_log(stages, [&](auto log) { gather<log.value>(block, x, count, columns, tile); });
-    Ahead nothing;
+    Ahead ahead = after(b, column);
     for (int s = 0; s < STRIPS && s * L < columns; ++s) {
-      transform_strip(tile + s * shape.size() * L, shape.log_size, stages, nothing);
+      transform_strip(tile + s * shape.size() * L, shape.log_size, stages, ahead);
     }
     T* out = static_cast<T*>(p.out) + column;
     for (int c = 0; c < block.chosen; ++c) {

@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,7 +107,9 @@ class SharedInput:
         check_rows(x, n)
         check_probabilities(probabilities, sketch, x)
         self.x, self.sketch, self.seed, self.probabilities = x, sketch, seed, probabilities
-        self.k = reference.rows_kept(n, ratio)
+        # Under torch.compile a float argument is symbolic, and sizes must not depend on one: frexp
+        # makes it a constant.
+        self.k = reference.rows_kept(n, math.ldexp(*math.frexp(ratio)))
         self.backend = _backends.resolve(FAMILY, backend, x)
         self._casts: dict[torch.dtype, Tensor] = {}
         self._sketches: dict[torch.dtype, tuple[Tensor, Tensor | None, Tensor | None]] = {}

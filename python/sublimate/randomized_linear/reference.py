@@ -83,9 +83,9 @@ def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
 
 def dct_matrix(m: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II as a matrix, (m, m): row r is frequency r."""
-    place = torch.arange(m, device=like.device, dtype=torch.float64)
-    angle = torch.outer(place, place + 0.5) * (math.pi / m)
-    matrix = torch.cos(angle) * math.sqrt(2 / m)
+    place = torch.arange(m, device=like.device)
+    turns = torch.outer(place, 2 * place + 1) % (4 * m)  # in integers: large angles lose digits
+    matrix = torch.cos(turns.to(torch.float64) * (math.pi / (2 * m))) * math.sqrt(2 / m)
     matrix[0] *= math.sqrt(0.5)
     return matrix.to(like.dtype)
 
@@ -267,7 +267,7 @@ def winners(taken: Tensor, k: int) -> tuple[Tensor, Tensor]:
     count = torch.arange(k, device=taken.device)
     rest = left[count.clamp(max=n)]
     c = (rest**2 / (k - count)).argmin()  # the first of equals
-    return c, rest[c]
+    return c, rest.gather(0, c.reshape(1)).reshape(())
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
