@@ -6,7 +6,7 @@ Fixed rules instead of autotuning: a first call must not time anything.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import triton.language as tl
@@ -222,11 +222,26 @@ def _hadamard_cases(dtype: str, itemsize: int) -> Iterator[Case]:
     )
 
 
+def _narrow(case: Case) -> Case:
+    """The same for a matrix of one column: Triton makes constants of integers that are 1."""
+    ones = {name: 1 for name in ("columns", "row_stride") if name in case.signature}
+    return replace(
+        case,
+        name=f"{case.name}-narrow",
+        signature={name: kind for name, kind in case.signature.items() if name not in ones},
+        constexprs={**case.constexprs, **ones},
+        divisible=(),
+        common=False,
+    )
+
+
 def aot_cases() -> list[Case]:
     """Every kernel x kind x dtype x config."""
-    return [
+    cases = [
         case
         for dtype in DTYPES
-        for cases in (_dense_cases, _srht_cases, _select_cases, _hadamard_cases)
-        for case in cases(dtype, {"fp32": 4, "fp64": 8}.get(dtype, 2))
+        for made in (_dense_cases, _srht_cases, _select_cases, _hadamard_cases)
+        for case in made(dtype, {"fp32": 4, "fp64": 8}.get(dtype, 2))
     ]
+    narrow = [_narrow(c) for c in cases if c.dtype == "fp32" and "row_stride" in c.signature]
+    return cases + narrow

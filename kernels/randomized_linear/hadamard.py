@@ -47,7 +47,7 @@ def hadamard_kernel(
     i = tl.arange(0, BLOCK)
     inside = i // POINTS < tl.minimum(rows - row, BLOCK).to(tl.int32)
     read = inside & (i % POINTS < length - start)
-    at = (i // POINTS).to(INDEX) * row_stride.to(INDEX) + i % POINTS
+    at = (i // POINTS).to(INDEX) * tl.cast(row_stride, INDEX) + i % POINTS
     x = tl.load(x_ptr + row * row_stride + start + at, mask=read, other=0.0)
     y = transform(x.to(ACC), BLOCK, 1, POINTS)
     y *= tl.cast(scale_high, ACC) + tl.cast(scale_low, ACC)

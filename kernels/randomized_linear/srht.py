@@ -50,8 +50,8 @@ def project_srht_kernel(
     scale = tl.sqrt(whole / tl.minimum(k.to(tl.float64), whole)) / tl.sqrt(size.to(tl.float64))
 
     c = tl.arange(0, COLUMNS)[None, :]
-    x_at = r.to(INDEX)[:, None] * row_stride.to(INDEX) + c
-    out_at = tl.where(kept, j, 0).to(INDEX)[:, None] * columns.to(INDEX) + c
+    x_at = r.to(INDEX)[:, None] * tl.cast(row_stride, INDEX) + c
+    out_at = tl.where(kept, j, 0).to(INDEX)[:, None] * tl.cast(columns, INDEX) + c
     x_ptr += first * row_stride
     for tile in range(group * tiles, group * tiles + tiles):
         start = tl.cast(tile, tl.int64) * COLUMNS

@@ -4,8 +4,10 @@ held to the reference. Shared by the Triton interpreter's cases and the tests of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from helpers.parity import assert_parity, assert_same_bits
@@ -63,6 +65,19 @@ def strided(x: Tensor, pad: int = 3, offset: int = 1) -> Tensor:
     room = torch.full((offset + rows * (columns + pad) - pad * (rows > 0),), torch.nan).to(x.dtype)
     view = room.as_strided((rows, columns), (columns + pad, 1), offset)
     return view.copy_(x)
+
+
+def far_apart(x: Tensor, folder: Path) -> Tensor:
+    """The same matrix, its last element more than 2**31 elements after its first: a sparse file, of
+    which only the rows take memory."""
+    rows, columns = x.shape
+    stride = 2**31 // (rows - 1) + 5
+    count = (rows - 1) * stride + columns
+    path = folder / "far"
+    path.touch()
+    os.truncate(path, count * x.element_size())
+    room = torch.from_file(str(path), shared=True, size=count, dtype=x.dtype)
+    return room.as_strided((rows, columns), (stride, 1)).copy_(x)
 
 
 def put(x: Tensor, device: str) -> Tensor:

@@ -15,6 +15,8 @@ from helpers.lanes import CUDA_EMULATED, GPU, Lane, lane_id
 from helpers.parity import assert_same_bits
 from sublimate import _native
 from sublimate._native import randomized_linear as native
+from sublimate.cli.check import run_case
+from sublimate.randomized_linear import checks
 
 PROJECTIONS = native.PROJECTIONS
 ON = [CUDA_EMULATED, *(pytest.param(lane, marks=pytest.mark.gpu) for lane in GPU)]
@@ -85,6 +87,17 @@ def test_rows_that_are_one_row(kernels, sketch):
     K.check_project(kernels, x, sketch, 9)
 
 
+def test_rows_far_apart(emulated_cuda, tmp_path):
+    """Offsets beyond 32 bits in every kernel."""
+    kernels = K.native("cuda")
+    x = K.far_apart(K.numbers((5, 40), torch.bfloat16), tmp_path)
+    for sketch in PROJECTIONS:
+        K.check_project(kernels, x, sketch, 3)
+    index = torch.tensor([4, 0, 3], dtype=torch.int32)
+    K.check_gather(kernels, x, index, torch.tensor([0.5, 3.0, -1.0]))
+    K.check_hadamard(kernels, x, 0.5)
+
+
 def test_streams(kernels):
     K.check_streams(kernels)
 
@@ -141,6 +154,15 @@ def test_same_bits_in_every_order(emulated_cuda, sketch):
     results = outcomes(run)
     for name, result in results.items():
         assert_same_bits(result, results["forward"], name)
+
+
+def test_layers_pass_the_check(emulated_cuda):
+    """The cases of ``sublimate check``: every sketch's layer and the transform, publicly."""
+    cases = [c for c in checks.cases("cuda", "cpu", quick=True) if c.dtype == torch.float32]
+    assert len(cases) == 9
+    for case in cases:
+        outcome = run_case(case)
+        assert outcome.passed, (case.op, outcome.error, outcome.measurements)
 
 
 def test_bad_arguments(emulated_cuda):

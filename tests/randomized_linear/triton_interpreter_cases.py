@@ -45,7 +45,7 @@ def test_srht_many_tiles(monkeypatch):
 
 @pytest.mark.parametrize("dtype", K.DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("n", "columns", "k"), [(1, 1, 1), (67, 37, 13), (90, 257, 33), (40, 5, 40), (5, 3, 1)]
+    ("n", "columns", "k"), [(1, 1, 1), (67, 37, 13), (90, 257, 33), (40, 5, 40), (20, 3, 1)]
 )
 @pytest.mark.parametrize("sketch", ["countsketch", "rows"])
 def test_selections(sketch, n, columns, k, dtype):
@@ -70,13 +70,14 @@ def test_nan_and_infinity_pass(sketch):
     K.check_project(KERNELS, x, sketch, 20)
 
 
-@pytest.mark.parametrize("sketch", fwd.PROJECTIONS)
-def test_wide_index(sketch, monkeypatch):
-    """Offsets of 64 bits within a tile."""
-    import triton.language as tl
-
-    monkeypatch.setattr(configs, "index", lambda span: tl.int64)
-    K.check_project(KERNELS, K.numbers((30, 20), torch.float32), sketch, 9)
+def test_rows_far_apart(tmp_path):
+    """Offsets beyond 32 bits, within a tile too, in every kernel."""
+    x = K.far_apart(K.numbers((5, 40), torch.float16), tmp_path)
+    for sketch in fwd.PROJECTIONS:
+        K.check_project(KERNELS, x, sketch, 3)
+    index = torch.tensor([4, 0, 3], dtype=torch.int32)
+    K.check_gather(KERNELS, x, index, torch.tensor([0.5, 3.0, -1.0]))
+    K.check_hadamard(KERNELS, x, 0.5)
 
 
 def test_streams():

@@ -54,10 +54,10 @@ def _linear(sketch: str, dtype: torch.dtype, backend: str, device: str) -> list[
         there = [t.to(device).requires_grad_() for t in (x, weight, bias)]
         kept: dict[int, Tensor] = {}
 
-        def keep(t: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
+        def pack(t: Tensor, kept: dict[int, Tensor] = kept) -> Tensor:
             return kept.setdefault(t.untyped_storage().data_ptr(), t)
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
         with torch.enable_grad(), hooks:
             y = functional.linear(
                 *there, ratio=ratio, sketch=sketch, seed=SEED, backend=backend,
