@@ -27,7 +27,7 @@ def gradients(function, *leaves, dy):
 
 
 def truth(x, w, b, dy, sketch, k, seed=SEED):
-    """All in float64 but the sampled rows, which depend on x's rounded norms; size of dW's terms."""
+    """All in float64 but the rows sampled, which follow x's rounded norms; size of dW's terms."""
     wide = [t.double() for t in (x, w, b, dy)]
     if sketch in reference.OBLIVIOUS:
         kept, other = (reference.project(t, sketch, k, seed) for t in (wide[0], wide[3]))

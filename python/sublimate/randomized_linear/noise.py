@@ -51,7 +51,8 @@ class NoiseReport(list[LayerNoise]):
     """``LayerNoise`` of every linear layer, in model order; prints as a table."""
 
     def __str__(self) -> str:
-        head = f"{'layer':44s} {'sketch':>11s} {'ratio':>6s} {'share of batch noise':>21s} {'cosine':>7s}"
+        names = ("sketch", 11), ("ratio", 6), ("share of batch noise", 21), ("cosine", 7)
+        head = f"{'layer':44s} " + " ".join(f"{name:>{width}s}" for name, width in names)
         lines = [
             f"{n.name:44s} {n.sketch:>11s} {n.ratio:6.2f} {n.share:21.4f} {n.cosine:7.3f}"
             for n in self
@@ -89,8 +90,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or isinstance(module, Sketched))
-        and module.weight.requires_grad
+        if isinstance(module, (nn.Linear, Sketched)) and module.weight.requires_grad
     }
 
 
@@ -185,7 +185,7 @@ def noise_report(
         model: with torch.nn.Linear or this family's layers.
         loader: batches (a tensor, tuple of arguments or dict of keywords each), at least two.
         loss: (model, batch) -> scalar; None: the model's output, or its attribute ``loss``.
-        sketch, ratio: what to report on; None: each sketched layer's own, "srht" and 0.2 for others.
+        sketch, ratio: what to report on; None: each sketched layer's own, else "srht" and 0.2.
         max_batches: how many batches to take.
 
     Returns:
