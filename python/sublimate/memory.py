@@ -7,7 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+
+from . import _trace
+from ._plan import LayerPlan, Plan, plan
+
+__all__ = ["LayerPlan", "Plan", "SavedBytes", "plan", "saved_bytes"]
 
 
 class SavedBytes(int):
@@ -41,48 +45,11 @@ def saved_bytes(fn_or_model: Callable[..., Any], *inputs: Any, **keywords: Any) 
     Returns:
         The number of bytes, with ``per_module``, ``tensors`` and a printable ``table()``.
     """
-    owned: set[int] = set()
-    running: list[str] = [""]
-    handles = []
-    if isinstance(fn_or_model, nn.Module):
-        for t in [*fn_or_model.parameters(), *fn_or_model.buffers()]:
-            owned.add(t.untyped_storage().data_ptr())
-        for name, module in fn_or_model.named_modules():
-
-            def enter(module: nn.Module, args: Any, name: str = name) -> None:
-                running.append(name)
-
-            def leave(module: nn.Module, args: Any, output: Any) -> None:
-                running.pop()
-
-            handles.append(module.register_forward_pre_hook(enter))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-
-    seen: dict[int, Tensor] = {}  # keeps storages alive, so that addresses are not reused
+    trace = _trace.run(fn_or_model, inputs, keywords)
     per_module: dict[str, int] = defaultdict(int)
-    tensors = []
-
-    def pack(t: Tensor) -> Tensor:
-        base = t if t._base is None else t._base
-        storage = t.untyped_storage()
-        address = storage.data_ptr()
-        if isinstance(base, nn.Parameter) or address in owned or address in seen:
-            return t
-        if storage.nbytes() == 0:
-            return t
-        seen[address] = t
-        per_module[running[-1]] += storage.nbytes()
-        tensors.append((running[-1], tuple(t.shape), t.dtype, storage.nbytes()))
-        return t
-
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            output = fn_or_model(*inputs, **keywords)
-    finally:
-        for handle in handles:
-            handle.remove()
-    del output
-    result = SavedBytes(sum(per_module.values()))
+    for storage in trace.storages.values():
+        per_module[storage.first] += storage.nbytes
+    result = SavedBytes(trace.total)
     result.per_module = dict(per_module)
-    result.tensors = tensors
+    result.tensors = [(s.first, s.shape, s.dtype, s.nbytes) for s in trace.storages.values()]
     return result

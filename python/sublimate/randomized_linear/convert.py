@@ -176,6 +176,19 @@ def _share(model: nn.Module, replaced: set[str]) -> list[tuple[str, ...]]:
     return found
 
 
+def disband(model: nn.Module, report: _convert.Report) -> None:
+    """Takes back the groups that one ``convert`` made."""
+    if not isinstance(report, Report):
+        return
+    for names in report.shared:
+        parent = model.get_submodule(names[0].rpartition(".")[0])
+        groups = parent.__dict__.get(_GROUPS, [])
+        members = [model.get_submodule(name) for name in names]
+        for group in [g for g in groups if g.members == members]:
+            group.disband()
+            groups.remove(group)
+
+
 def restore(model: nn.Module) -> int:
     """Undoes ``convert``: puts the original layers back; returns how many places.
 
