@@ -127,7 +127,7 @@ inline void bind(pybind11::module_& m, const Target& t) {
       },
       Release());
 
-  m.def("multicut_gaec_work", &gaec_work);
+  m.def("multicut_gaec_work", [](int64_t rows, int64_t dims) { return gaec_work(rows, dims); });
 
   m.def(
       "multicut_gaec",

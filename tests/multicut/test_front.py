@@ -109,6 +109,18 @@ def test_batch_is_one_call_per_phase(calls):
     assert together == 1 and calls["multicut_gaec"] == 17
 
 
+@pytest.mark.parametrize("method", ["star", "average", "reciprocal"])
+def test_rounds_of_a_batch_are_those_of_its_slowest_instance(method, calls):
+    x = torch.stack([mixture(60, 6, seed, 0.8)[0] for seed in range(8)])
+
+    def passes(t):
+        before = calls["multicut_topk"]
+        multicut.dense_multicut(t, alpha=0.35, method=method, refine=None)
+        return calls["multicut_topk"] - before
+
+    assert passes(x) == max(passes(t) for t in x) > 2
+
+
 def test_batch_with_weights_and_empty():
     x = torch.randn(3, 10, 4)
     w = torch.rand(3, 10) + 0.5

@@ -105,6 +105,16 @@ def test_errors(edges, costs, options, error, says, calls):
     assert not calls
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_opcheck(backend):
+    edges = torch.tensor([[0, 1], [1, 2], [0, 3]])
+    costs = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+    op = torch.ops.sublimate.multicut_gaec_graph
+    # Rows after the last contraction are not written: the outputs of two calls need not agree.
+    names = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op, (edges, costs, 4, backend), test_utils=names)
+
+
 def test_no_gpu_backend():
     import sublimate
 
