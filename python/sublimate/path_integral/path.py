@@ -42,6 +42,8 @@ class Info:
         converged: bool (B,), whether error <= tol * size; None without tol.
         rows: largest number of rows that went through the model at once.
         evaluations: rows that went through the model in all, on this process.
+        variance, standard_error: of estimates by chance: of one draw, and of the result (as
+            independent draws would have it); in the shape of the attributions.
     """
 
     method: str
@@ -52,6 +54,8 @@ class Info:
     converged: Tensor | None = None
     rows: int = 0
     evaluations: int = 0
+    variance: Any = None
+    standard_error: Any = None
 
 
 @dataclass
