@@ -11,27 +11,39 @@ from .captum import (
     Saliency,
     SmoothGrad,
 )
+from .domains import cross_domain_integrated_gradients
 from .expected import expected_gradients
 from .functional import integrated_gradients
+from .hessian import integrated_hessian
+from .hooks import FullGradients, full_grad, norm_grad, norm_grad_maps
 from .layers import layer_integrated_gradients
 from .path import Info
+from .priors import IGRegularizer, attribution_prior
 from .shap import gradient_shap
 from .smooth import smooth_grad
 
 __all__ = [
     "ArgumentError",
     "ExpectedGradients",
+    "FullGradients",
     "GradientShap",
+    "IGRegularizer",
     "Info",
     "IntegratedGradients",
     "LayerIntegratedGradients",
     "NoiseTunnel",
     "Saliency",
     "SmoothGrad",
+    "attribution_prior",
+    "cross_domain_integrated_gradients",
     "expected_gradients",
+    "full_grad",
     "gradient_shap",
     "integrated_gradients",
+    "integrated_hessian",
     "layer_integrated_gradients",
+    "norm_grad",
+    "norm_grad_maps",
     "quadrature",
     "reference",
     "smooth_grad",

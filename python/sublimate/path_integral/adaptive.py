@@ -37,8 +37,9 @@ def adaptive(
     max_steps: int | None,
     limits: Limits,
     backend: str,
+    multiply: bool = True,
 ) -> tuple[list[list[Tensor]], Info]:
-    """Attributions [target][input] -> [B, E] and what is known of them.
+    """Attributions (mean gradients without ``multiply``) [target][input] -> [B, E] and what is known of them.
 
     The error is estimated by the larger of |sum of attributions - change of output| and the L1
     change from the rule of half as many points, plus rounding. The latter is the error of the
@@ -87,7 +88,8 @@ def adaptive(
         error = torch.maximum(moved, delta.abs()) + rounding * size
         good = (error <= tol * size).all(0)
         done = torch.ones_like(good) if last else good
-        out.put(active, done, found, delta, error, size, good, steps)
+        shown = found if multiply else [[s[0] for s in i] for i in acc]
+        out.put(active, done, shown, delta, error, size, good, steps)
         if bool(done.all()):
             break
         keep = (~done).nonzero()[:, 0]

@@ -1,7 +1,7 @@
 """Classes with Captum's names, arguments, shapes and errors, on top of the functions here.
 
-``from sublimate.path_integral import IntegratedGradients`` replaces Captum's import. What differs is
-listed in README.md. Options of ours are keyword-only.
+``from sublimate.path_integral import IntegratedGradients`` replaces Captum's import. What differs
+is listed in README.md. Options of ours are keyword-only.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def integrated_gradients(
         if tol is not None:
             rows, info = shards.over_samples(
                 problem, base,
-                lambda p, b: adaptive(p, b, tol, max_steps, limits, chosen),
+                lambda p, b: adaptive(p, b, tol, max_steps, limits, chosen, multiply_by_inputs),
             )  # fmt: skip
         else:
             want_delta = return_convergence_delta or return_info

@@ -1,4 +1,4 @@
-"""Integrated gradients of what happens inside a model: the path is laid through a layer's values."""
+"""Integrated gradients inside a model: the path is laid through the values of a layer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .path import Info, fixed, shaped
 from .shards import Shards
 
 
-def _eager(forward: Forward) -> Forward:
+def eager(forward: Forward) -> Forward:
     """The module behind a compiled one: hooks set after compilation are not seen by its graph."""
     original: Forward = getattr(forward, "_orig_mod", forward)
     return original
 
 
 @contextmanager
-def _hooked(layers: Sequence[nn.Module], make: Any, before: bool) -> Iterator[None]:
+def hooked(layers: Sequence[nn.Module], make: Any, before: bool) -> Iterator[None]:
     """Hooks on each layer, removed afterwards whatever happens."""
     handles = []
     try:
@@ -53,7 +53,7 @@ def layer_values(
             return lambda module, given: seen.__setitem__(i, given)
         return lambda module, given, out: seen.__setitem__(i, out)
 
-    with _hooked(layers, make, before):
+    with hooked(layers, make, before):
         forward(*arguments)
     values, tuples = [], []
     for i, layer in enumerate(layers):
@@ -92,7 +92,7 @@ class _Replaced:
             given = tuple(own) if self.tuples[i] or self.before else own[0]
             return lambda *_: given
 
-        with _hooked(self.layers, make, self.before):
+        with hooked(self.layers, make, self.before):
             return self.forward(*rest)
 
 
@@ -139,7 +139,7 @@ def layer_integrated_gradients(
         Attributions like the layer's values (a tuple if it has several, a list for several
         layers), and ``Info`` with delta.
     """
-    forward = _eager(forward)
+    forward = eager(forward)
     several = isinstance(layer, (list, tuple, nn.ModuleList))
     layers = list(layer) if several else [layer]  # type: ignore[arg-type, list-item]
     for one in layers:

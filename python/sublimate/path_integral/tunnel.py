@@ -70,8 +70,9 @@ class NoiseTunnel:
                 raise fail_type("stdevs", "a number or a tuple of them", s)
         create_graph = bool(getattr(self.attribution_method, "create_graph", False))
         with torch.set_grad_enabled(create_graph):
-            return self._run(tensors, single, nt_type, nt_samples, nt_samples_batch_size or
-                             nt_samples, deviations, draw_baseline_from_distrib, kwargs)  # fmt: skip
+            at_once = nt_samples_batch_size or nt_samples
+            return self._run(tensors, single, nt_type, nt_samples, at_once, deviations,
+                             draw_baseline_from_distrib, kwargs)  # fmt: skip
 
     def _run(
         self,
@@ -159,8 +160,9 @@ def _expanded(kwargs: dict[str, Any], draws: Draws, batch: int, draw: bool) -> d
         index = random_references(draws.seed, draws.sample, draws.total, a.shape[0], False)
         return a[index[draws.first : draws.first + count].reshape(-1)]
 
-    for name, change in (("baselines", drawn if draw else repeat),
-                         ("additional_forward_args", repeat), ("feature_mask", repeat)):  # fmt: skip
+    changes = {"baselines": drawn if draw else repeat}
+    changes |= dict.fromkeys(("additional_forward_args", "feature_mask"), repeat)
+    for name, change in changes.items():
         value = options.get(name)
         if isinstance(value, (tuple, list)):
             options[name] = tuple(change(v) for v in value)
