@@ -7,12 +7,14 @@
 #include "common/error.h"
 #include "common/launch.h"
 #include "fewbit/bind.h"
+#include "randomized_linear/bind.h"
 
 #ifndef SUBLIMATE_CUDA_ARCHITECTURES
 #define SUBLIMATE_CUDA_ARCHITECTURES "emulated"
 #endif
 
 SUBLIMATE_DECLARE_FEWBIT(cuda)
+SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(cuda)
 
 PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   using namespace sublimate;
@@ -21,4 +23,6 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   m.def("error_text", &status_text);
   fewbit::bind(m, {fewbit::cuda::forward, fewbit::cuda::backward, fewbit::cuda::gated_forward,
                    fewbit::cuda::gated_backward});
+  randomized_linear::bind(m, {randomized_linear::cuda::project, randomized_linear::cuda::gather,
+                              randomized_linear::cuda::hadamard});
 }

@@ -18,5 +18,14 @@ from ._C import (
 from ._C import (
     fewbit_gated_fwd as fewbit_gated_fwd,
 )
+from ._C import (
+    randomized_linear_gather as randomized_linear_gather,
+)
+from ._C import (
+    randomized_linear_hadamard as randomized_linear_hadamard,
+)
+from ._C import (
+    randomized_linear_project as randomized_linear_project,
+)
 
 architectures: str  # e.g. "80 90 100 +PTX"
