@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import fail_type, one_of
 from .arguments import Forward, as_tuple, check_inputs, fail_value
-from .chunks import frozen, modules_of
+from .chunks import NO_PATH, frozen, modules_of
 from .layers import eager, hooked
 from .path import setup
 
@@ -92,7 +92,7 @@ def full_grad(
     2019.
     """
     forward = eager(forward)
-    problem, tensors, single, _ = setup(
+    problem, _, single, _ = setup(
         forward, inputs, target, False, additional_forward_args, create_graph, "reference"
     )
     leaves = _leaves(forward)
@@ -116,8 +116,7 @@ def full_grad(
             output = forward(*xs, *problem.args)
         (picked,) = problem.target.pick(output, 1, problem.batch)
         if not picked.requires_grad:
-            raise RuntimeError("forward: expected an output that depends on inputs by "
-                               "differentiable operations, got one without a gradient path")  # fmt: skip
+            raise RuntimeError(NO_PATH)
         wanted = [*xs, *(c[3] for c in calls)]
         grads = torch.autograd.grad(
             picked.sum(), wanted, create_graph=create_graph, allow_unused=True
