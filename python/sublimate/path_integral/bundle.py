@@ -1,4 +1,4 @@
-"""Proximal points of convex functions with kinks, by cutting planes. One small problem at a time."""
+"""Proximal points of convex functions with kinks, by cutting planes; one sample at a time."""
 
 from __future__ import annotations
 

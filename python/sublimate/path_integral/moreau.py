@@ -217,8 +217,10 @@ def _implicit(
             (h,) = torch.autograd.grad(g[0], leaf, v * support, allow_unused=True)
         return v if h is None else v + lam * support * h[0]
 
-    def solve(up: Tensor) -> Tensor:
-        """Conjugate gradients, each sample its own system."""
+    def solve(up: Tensor | None) -> Tensor | None:
+        """Conjugate gradients, each sample its own system. None: nothing comes back."""
+        if up is None:
+            return None
         up = up * support
         v, r = torch.zeros_like(up), up.clone()
         p, old = r.clone(), r.square().sum(1, keepdim=True)
