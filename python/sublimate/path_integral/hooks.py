@@ -162,7 +162,20 @@ def _constant(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
             return torch.zeros_like(out)
         shape = (-1,) if isinstance(module, nn.Linear) else (-1,) + (1,) * (out.dim() - 2)
         return bias.view(shape).expand_as(out)
-    _, product = torch.func.jvp(call, x, x)
+    # J x as the derivative of u -> u' J: what the module's own backward knows, and no more.
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x if recording else tuple(t.detach() for t in x)
+        at = tuple(t if t.requires_grad else t.requires_grad_() for t in at)
+        y = call(*at)
+        u = torch.zeros_like(y, requires_grad=True)
+        back = torch.autograd.grad(y, at, u, create_graph=True, allow_unused=True)
+        pairs = [(b, t) for b, t in zip(back, at, strict=True) if b is not None and b.requires_grad]
+        if not pairs:
+            return out
+        product = torch.autograd.grad(
+            [b for b, _ in pairs], u, [t for _, t in pairs], create_graph=recording
+        )[0]
     return out - product
 
 
