@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.path_cases import REFERENCES, B, X, mlp
+from helpers.path_cases import B, X, mlp
 from sublimate import path_integral as pi
 from torch import Tensor, nn
 from torch.autograd import gradcheck
