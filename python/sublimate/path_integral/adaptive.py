@@ -39,7 +39,7 @@ def adaptive(
     backend: str,
     multiply: bool = True,
 ) -> tuple[list[list[Tensor]], Info]:
-    """Attributions (mean gradients without ``multiply``) [target][input] -> [B, E] and what is known of them.
+    """Attributions [target][input] -> [B, E], mean gradients without ``multiply``, and their Info.
 
     The error is estimated by the larger of |sum of attributions - change of output| and the L1
     change from the rule of half as many points, plus rounding. The latter is the error of the

@@ -280,3 +280,54 @@ def _endpoints(
         else:
             dbase = -_to_rows(terms.to(weight.dtype) * up, weight, index, base.shape[0])
     return dx if needed[0] else None, dbase
+
+
+# ------------------------------------------------------------------ masks: not differentiated here
+
+
+def mask_points(
+    image: Tensor,
+    base: Tensor,
+    mask: Tensor,
+    alpha: Tensor,
+    stdev: Tensor | None = None,
+    seed: Tensor | None = None,
+    row: Tensor | None = None,
+    step: int = 0,
+    dtype: torch.dtype | None = None,
+    backend: str = "reference",
+) -> Tensor:
+    """``reference.mask_points``."""
+    arguments = (image, base, mask, alpha, stdev, seed, row, step, dtype or image.dtype)
+    if backend == "reference":
+        return reference.mask_points(*arguments)
+    return _ops.path_mask_points(*arguments, backend)
+
+
+def mask_grad(
+    grads: Tensor,
+    image: Tensor,
+    base: Tensor,
+    alpha: Tensor,
+    height: int,
+    width: int,
+    backend: str,
+) -> Tensor:
+    """``reference.mask_grad``."""
+    if backend == "reference":
+        return reference.mask_grad(grads, image, base, alpha, height, width)
+    return _ops.path_mask_grad(grads, image, base, alpha, height, width, backend)
+
+
+def mask_penalty(mask: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """``reference.mask_penalty``."""
+    if backend == "reference":
+        return reference.mask_penalty(mask)
+    return _ops.path_mask_penalty(mask, backend)
+
+
+def mask_penalty_grad(mask: Tensor, variation: Tensor, area: Tensor, backend: str) -> Tensor:
+    """``reference.mask_penalty_grad``."""
+    if backend == "reference":
+        return reference.mask_penalty_grad(mask, variation, area)
+    return _ops.path_mask_penalty_grad(mask, variation, area, backend)

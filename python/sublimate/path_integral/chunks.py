@@ -25,6 +25,11 @@ _LEAST_ROWS = 64
 _TINY = 2**19  # bytes of all points together: not worth measuring the model
 
 
+NO_PATH = (
+    "forward: expected an output that depends on inputs by differentiable operations, got one "
+    "without a gradient path"
+)
+
 # -------------------------------------------------------------------------------- model's state
 
 
@@ -127,10 +132,7 @@ class Problem:
             last = len(picked) - 1
             for i, values in enumerate(picked):
                 if not values.requires_grad:
-                    raise RuntimeError(
-                        "forward: expected an output that depends on inputs by differentiable "
-                        "operations, got one without a gradient path"
-                    )
+                    raise RuntimeError(NO_PATH)
                 if values.is_complex():
                     values = values.real
                 found = torch.autograd.grad(

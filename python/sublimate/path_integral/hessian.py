@@ -78,8 +78,10 @@ def integrated_hessian(
             for i in range(e):
                 if not g.requires_grad:  # linear: no curvature
                     break
+                with torch.enable_grad():
+                    score = g[:, :, i].sum()
                 (row,) = torch.autograd.grad(
-                    g[:, :, i].sum(), z, retain_graph=create_graph or i < e - 1,
+                    score, z, retain_graph=create_graph or i < e - 1,
                     create_graph=create_graph, allow_unused=True,
                 )  # fmt: skip
                 if row is not None:

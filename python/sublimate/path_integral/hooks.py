@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import fail_type, one_of
 from .arguments import Forward, as_tuple, check_inputs, fail_value
-from .chunks import frozen, modules_of
+from .chunks import NO_PATH, frozen, modules_of
 from .layers import eager, hooked
 from .path import setup
 
@@ -92,7 +92,7 @@ def full_grad(
     2019.
     """
     forward = eager(forward)
-    problem, tensors, single, _ = setup(
+    problem, _, single, _ = setup(
         forward, inputs, target, False, additional_forward_args, create_graph, "reference"
     )
     leaves = _leaves(forward)
@@ -116,8 +116,7 @@ def full_grad(
             output = forward(*xs, *problem.args)
         (picked,) = problem.target.pick(output, 1, problem.batch)
         if not picked.requires_grad:
-            raise RuntimeError("forward: expected an output that depends on inputs by "
-                               "differentiable operations, got one without a gradient path")  # fmt: skip
+            raise RuntimeError(NO_PATH)
         wanted = [*xs, *(c[3] for c in calls)]
         grads = torch.autograd.grad(
             picked.sum(), wanted, create_graph=create_graph, allow_unused=True
@@ -163,7 +162,20 @@ def _constant(module: nn.Module, given: tuple[Any, ...], out: Tensor) -> Tensor:
             return torch.zeros_like(out)
         shape = (-1,) if isinstance(module, nn.Linear) else (-1,) + (1,) * (out.dim() - 2)
         return bias.view(shape).expand_as(out)
-    _, product = torch.func.jvp(call, x, x)
+    # J x as the derivative of u -> u' J: what the module's own backward knows, and no more.
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x if recording else tuple(t.detach() for t in x)
+        at = tuple(t if t.requires_grad else t.requires_grad_() for t in at)
+        y = call(*at)
+        u = torch.zeros_like(y, requires_grad=True)
+        back = torch.autograd.grad(y, at, u, create_graph=True, allow_unused=True)
+        pairs = [(b, t) for b, t in zip(back, at, strict=True) if b is not None and b.requires_grad]
+        if not pairs:
+            return out
+        product = torch.autograd.grad(
+            [b for b, _ in pairs], u, [t for _, t in pairs], create_graph=recording
+        )[0]
     return out - product
 
 

@@ -204,3 +204,22 @@ def mask_penalty(mask: Tensor) -> tuple[Tensor, Tensor]:
     vertical, horizontal = (mask.diff(dim=d).square().flatten(1) for d in (2, 3))
     mean = [t.mean(1) if t.shape[1] else t.sum(1) for t in (vertical, horizontal)]
     return mean[0] + mean[1], (1 - mask).abs().flatten(1).mean(1)
+
+
+def mask_penalty_grad(mask: Tensor, variation: Tensor, area: Tensor) -> Tensor:
+    """Gradient of sum(variation * TV + area * A) with respect to the mask, with both as
+    ``mask_penalty`` has them.
+
+    Args:
+        mask: [N, 1, h, w].
+        variation, area: [N], what comes back to the two results.
+    """
+    grad = torch.zeros_like(mask)
+    for dim in (2, 3):
+        d = mask.diff(dim=dim)
+        count = max(1, d[0].numel()) if d.shape[0] else 1
+        d = d * (2 / count) * variation[:, None, None, None]
+        grad = grad + F.pad(d, (0, 0, 1, 0) if dim == 2 else (1, 0))
+        grad = grad - F.pad(d, (0, 0, 0, 1) if dim == 2 else (0, 1))
+    size = max(1, mask.shape[2] * mask.shape[3])
+    return grad + (mask - 1).sign() * (area / size)[:, None, None, None]
