@@ -12,73 +12,29 @@
 namespace sublimate::path_integral::SUBLIMATE_ISA {
 namespace {
 
-template <class T>
-struct PointsPiece {
-  using A = arith_t<T>;
-  static constexpr int L = LANES<A>;
-  const Points& p;
-  bool stream;
-
-  // Numbers e .. e + n of all points of sample b; n <= BLOCK.
-  void run(int64_t b, int64_t e, int n) const {
-    const A* x = static_cast<const A*>(p.x) + b * p.size + e;
-    const A stdev = p.noise.stdev ? static_cast<const A*>(p.noise.stdev)[b] : A(0);
-    alignas(64) A normal[BLOCK + 64];
-    for (int64_t k = 0; k < p.points; ++k) {
-      const A* start = start_of<A>(p.starts, k, b, p.samples, p.size) + e;
-      const A alpha = weight_at<A>(p.alpha, k, b, p.samples);
-      T* out = static_cast<T*>(p.out) + (k * p.samples + b) * p.size + e;
-      if (p.noise.stdev) {
-        draw(p.noise, p.noise.row[b] + k * p.noise.step + e, n, normal);
-        write(x, start, alpha, stdev, normal, out, n);
-      } else {
-        write(x, start, alpha, out, n);
-      }
-    }
-  }
-
-  SUBLIMATE_HD static Vector<A> mixed(const A* x, const A* start, A alpha) {
-    const Vector<A> s = load_lanes(start);
-    return s + alpha * (load_lanes(x) - s);
-  }
-
-  void write(const A* x, const A* start, A alpha, T* out, int n) const {
-    const bool past = stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-    int i = 0;
-    for (; i + 2 * L <= n; i += 2 * L) {
-      write_pair(out + i, mixed(x + i, start + i, alpha), mixed(x + i + L, start + i + L, alpha),
-                 past);
-    }
-    for (; i < n; i += L) {
-      const int m = std::min(L, n - i);
-      const Vector<A> s = load_some(start + i, m);
-      put(out + i, s + alpha * (load_some(x + i, m) - s), m);
-    }
-    end_streaming(past);
-  }
-
-  void write(const A* x, const A* start, A alpha, A stdev, const A* normal, T* out, int n) const {
-    const bool past = stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
-    int i = 0;
-    for (; i + 2 * L <= n; i += 2 * L) {
-      write_pair(out + i, mixed(x + i, start + i, alpha) + stdev * load_lanes(normal + i),
-                 mixed(x + i + L, start + i + L, alpha) + stdev * load_lanes(normal + i + L), past);
-    }
-    for (; i < n; i += L) {
-      const int m = std::min(L, n - i);
-      const Vector<A> s = load_some(start + i, m);
-      put(out + i, s + alpha * (load_some(x + i, m) - s) + stdev * load_lanes(normal + i), m);
-    }
-    end_streaming(past);
-  }
-};
+template <class A>
+void subtract(const A* x, const A* start, int n, A* along) {
+  for (int i = 0; i < n; ++i) along[i] = x[i] - start[i];
+}
 
 template <class T>
 int points_as(const Points& p) {
-  const PointsPiece<T> piece{
-      p, worth_streaming(nullptr, p.points * p.samples * p.size * int64_t(sizeof(T)))};
-  each_piece(p.samples, p.size, p.points, p.exec.threads,
-             [&](int64_t b, int64_t e, int n) { piece.run(b, e, n); });
+  using A = arith_t<T>;
+  const bool stream = past_caches(p.points * p.samples * p.size * int64_t(sizeof(T)));
+  each_piece(p.samples, p.size, p.points, p.exec.threads, [&](int64_t b, int64_t e, int n) {
+    alignas(64) A along[BLOCK + 64], normal[BLOCK + 64];
+    const A* x = static_cast<const A*>(p.x) + b * p.size + e;
+    const A* before = nullptr;
+    for (int64_t k = 0; k < p.points; ++k) {
+      const A* start = start_of<A>(p.starts, k, b, p.samples, p.size) + e;
+      if (start != before) subtract(x, start, n, along);
+      before = start;
+      T* out = static_cast<T*>(p.out) + (k * p.samples + b) * p.size + e;
+      write_point(p.noise, b, k, e, n, weight_at<A>(p.alpha, k, b, p.samples), start, along, normal,
+                  out, stream);
+    }
+    end_streaming(stream);
+  });
   return kOk;
 }
 
@@ -141,7 +97,7 @@ int accumulate_as(const Accumulate& a) {
 template <class T>
 int difference_as(const Difference& d) {
   using A = arith_t<T>;
-  constexpr int L = LANES<A>;
+  const bool stream = past_caches(d.points * d.samples * d.size * int64_t(sizeof(T)));
   each_piece(d.samples, d.size, d.points, d.exec.threads, [&](int64_t b, int64_t e, int n) {
     const A* x = static_cast<const A*>(d.x) + b * d.size + e;
     const A* up = static_cast<const A*>(d.up) + b * d.size + e;
@@ -149,19 +105,19 @@ int difference_as(const Difference& d) {
       const A* start = start_of<A>(d.starts, k, b, d.samples, d.size) + e;
       const A w = weight_at<A>(d.weight, k, b, d.samples);
       T* out = static_cast<T*>(d.out) + (k * d.samples + b) * d.size + e;
-      for (int i = 0; i < n; i += L) {
-        const int m = std::min(L, n - i);
-        const Vector<A> there = load_some(x + i, m) - load_some(start + i, m);
-        put(out + i, w * (load_some(up + i, m) * there), m);
-      }
+      write_run(out, n, stream, [=](int i, int m) __attribute__((always_inline)) {
+        return w * (get(up + i, m) * (get(x + i, m) - get(start + i, m)));
+      });
     }
+    end_streaming(stream);
   });
   return kOk;
 }
 
-// Rows are summed in double, in order.
+// Rows are summed in double, on SUMS counters at once, which are added in their order.
 template <class A>
 int scale_as(const Scale& s) {
+  constexpr int SUMS = 16;
   A* const sums = static_cast<A*>(s.sums);
   parallel_for(s.samples, 1, divide_up(GRAIN, std::max<int64_t>(s.size, 1)), s.exec.threads,
                [&](int64_t begin, int64_t end) {
@@ -171,11 +127,22 @@ int scale_as(const Scale& s) {
                        static_cast<const A*>(s.base) + (s.base_rows == 1 ? 0 : b * s.size);
                    const A* acc = static_cast<const A*>(s.acc) + b * s.size;
                    A* out = static_cast<A*>(s.out) + b * s.size;
-                   double total = 0;
-                   for (int64_t e = 0; e < s.size; ++e) {
-                     out[e] = (x[e] - base[e]) * acc[e];
-                     total += double(out[e]);
+                   double part[SUMS] = {};
+                   int64_t e = 0;
+                   for (; e + SUMS <= s.size; e += SUMS) {
+                     A scaled[SUMS];
+                     for (int i = 0; i < SUMS; ++i) {
+                       scaled[i] = (x[e + i] - base[e + i]) * acc[e + i];
+                     }
+                     for (int i = 0; i < SUMS; ++i) part[i] += double(scaled[i]);
+                     std::copy_n(scaled, SUMS, out + e);
                    }
+                   for (; e < s.size; ++e) {
+                     out[e] = (x[e] - base[e]) * acc[e];
+                     part[e % SUMS] += double(out[e]);
+                   }
+                   double total = 0;
+                   for (const double v : part) total += v;
                    sums[b] = A(total);
                  }
                });
