@@ -101,7 +101,7 @@ OPCHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 @pytest.mark.parametrize("kind", ["path", "mask"])
 def test_opcheck(kind):
     if kind == "path":
-        calls = list(K.path_calls(torch.float32, "cpu", ((2, 3, 5),)))
+        calls = list(K.path_calls(torch.float32, "cpu", ((2, 3, 5),)))[::5]
     else:
         calls = list(K.mask_calls(torch.float32, "cpu", ((2, 2, 1, 4, 5, 2, 3),)))
     for call in calls:
