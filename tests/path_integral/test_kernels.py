@@ -95,6 +95,24 @@ def test_nan_and_infinity_pass(kernel: lanes.Lane):
     assert second[0, 1].isnan() and second[0, 3] == torch.inf
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_nan_stays_one(kernel: lanes.Lane, dtype):
+    """Also those whose lower bits are set, which narrowing must not carry into the sign."""
+    words = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], dtype=torch.int32)
+    x = words.repeat(20).view(torch.float32)[None].to(kernel.device)
+    weight = torch.tensor([1.0, 0.5], device=kernel.device)
+    ops = torch.ops.sublimate
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    z = ops.path_points(x, zero, None, weight, None, None, None, 0, dtype, kernel.backend)
+    d = ops.path_difference(one, weight, x, zero, None, dtype, kernel.backend)
+    picture = x.view(1, 1, 8, 10)
+    m = ops.path_mask_points(
+        picture, torch.zeros_like(picture), torch.ones(1, 1, 2, 2, device=kernel.device), weight,
+        None, None, None, 0, dtype, kernel.backend,
+    )  # fmt: skip
+    assert z.isnan().all() and d.isnan().all() and m.isnan().all()
+
+
 OPCHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
