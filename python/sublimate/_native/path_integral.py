@@ -20,13 +20,18 @@ def _dense(
     shape: tuple[int, ...],
 ) -> int:
     """Address of a contiguous tensor of that dtype and shape; 0 for None."""
-    address = guard(op, argument, t, device, (dtype,))
-    if t is not None and (tuple(t.shape) != shape or not t.is_contiguous()):
+    if t is None:
+        return 0
+    # One expression, as small models call a kernel for a few microseconds of work.
+    if t.shape != shape or not t.is_contiguous() or t.dtype is not dtype or t.is_neg():
+        guard(op, argument, t, device, (dtype,))
         raise NativeError(
             f"{op}: {argument} has shape {tuple(t.shape)} and strides {t.stride()}, "
             f"the kernel needs a contiguous {shape}"
         )
-    return address
+    if not (t.is_cpu if device == "cpu" else t.device.type == device):
+        return guard(op, argument, t, device, (dtype,))
+    return t.data_ptr()
 
 
 def _weight(

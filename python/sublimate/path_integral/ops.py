@@ -69,7 +69,7 @@ def _alloc_scale(acc: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dense(*tensors: Tensor | None) -> tuple[Any, ...]:
-    return tuple(None if t is None else t.contiguous() for t in tensors)
+    return tuple([t if t is None or t.is_contiguous() else t.contiguous() for t in tensors])
 
 
 def _table(stdev: Tensor | None) -> Tensor | None:
