@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..common.launch import accumulator, device_of
 from . import configs
-from .fwd import between, start_row
+from .fwd import between, piece, start_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,7 @@ def difference_kernel(
     EACH: tl.constexpr, GATHER: tl.constexpr, SHARED: tl.constexpr, ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(1)
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, e = piece(size, BLOCK)
     inside = e < size
     at = b.to(tl.int64) * size + e
     x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
@@ -43,7 +42,7 @@ def difference(up: Tensor, weight: Tensor, x: Tensor, base: Tensor, index: Tenso
     if out.numel() == 0:
         return
     with device_of(out):
-        difference_kernel[(triton.cdiv(size, configs.BLOCK), samples)](
+        difference_kernel[(triton.cdiv(size, configs.BLOCK) * samples,)](
             up, weight, x, base, index, out, k, samples, size,
             EACH=weight.dim() == 2, GATHER=index is not None, SHARED=base.shape[0] == 1,
             ACC=accumulator(out), BLOCK=configs.BLOCK, **configs.options(),

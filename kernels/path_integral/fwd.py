@@ -27,6 +27,15 @@ def normals(seed, index, table):
 
 
 @triton.jit
+def piece(size, BLOCK: tl.constexpr):
+    """Sample and numbers of this program. All lie along one axis of the grid: the others of CUDA
+    end at 65535, which a table has more rows than."""
+    across = tl.cdiv(size, BLOCK)
+    program = tl.program_id(0)
+    return program // across, (program % across).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def start_row(index_ptr, k, b, samples, GATHER: tl.constexpr, SHARED: tl.constexpr):
     """Row of base at which point k of sample b starts, int64."""
     row = b.to(tl.int64)
@@ -44,8 +53,7 @@ def points_kernel(
     EACH: tl.constexpr, GATHER: tl.constexpr, NOISY: tl.constexpr, SHARED: tl.constexpr,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(1)
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, e = piece(size, BLOCK)
     inside = e < size
     at = b.to(tl.int64) * size + e
     x = tl.load(x_ptr + at, inside, other=0.0).to(ACC)
@@ -59,7 +67,8 @@ def points_kernel(
         alpha = tl.load(alpha_ptr + (k * samples + b if EACH else k)).to(ACC)
         z = start + alpha * (x - start)
         if NOISY:
-            z += stdev * normals(seed, first + k * step + e, table_ptr).to(ACC)
+            index = first + tl.to_tensor(k).to(tl.int64) * step + e
+            z += stdev * normals(seed, index, table_ptr).to(ACC)
         place = (tl.to_tensor(k).to(tl.int64) * samples + b) * size + e
         tl.store(out_ptr + place, z.to(out_ptr.dtype.element_ty), inside)
 
@@ -72,7 +81,7 @@ def points(x: Tensor, base: Tensor, index: Tensor | None, alpha: Tensor, stdev: 
     if out.numel() == 0:
         return
     with device_of(out):
-        points_kernel[(triton.cdiv(size, configs.BLOCK), samples)](
+        points_kernel[(triton.cdiv(size, configs.BLOCK) * samples,)](
             x, base, index, alpha, stdev, seed, row, table, out, step, k, samples, size,
             EACH=alpha.dim() == 2, GATHER=index is not None, NOISY=stdev is not None,
             SHARED=base.shape[0] == 1, ACC=accumulator(out), BLOCK=configs.BLOCK,
@@ -87,8 +96,7 @@ def accumulate_kernel(
     EACH: tl.constexpr, GATHER: tl.constexpr, DIFFERS: tl.constexpr, SECOND: tl.constexpr,
     SHARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(1)
-    e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, e = piece(size, BLOCK)
     inside = e < size
     at = b.to(tl.int64) * size + e
     total = tl.zeros([BLOCK], ACC)
@@ -122,7 +130,7 @@ def accumulate(grads: Tensor, weight: Tensor, x: Tensor | None, base: Tensor | N
     if first.numel() == 0:
         return
     with device_of(grads):
-        accumulate_kernel[(triton.cdiv(size, configs.BLOCK), samples)](
+        accumulate_kernel[(triton.cdiv(size, configs.BLOCK) * samples,)](
             grads, weight, x, base, index, acc, square if second is not None else None, first,
             second, k, samples, size,
             EACH=weight.dim() == 2, GATHER=index is not None, DIFFERS=x is not None,
@@ -211,7 +219,8 @@ def mask_points_kernel(
         for k in range(points):
             z = base + tl.load(alpha_ptr + k).to(ACC) * up * (image - base)
             if NOISY:
-                z += stdev * normals(seed, first + k * step + at, table_ptr).to(ACC)
+                index = first + tl.to_tensor(k).to(tl.int64) * step + at
+                z += stdev * normals(seed, index, table_ptr).to(ACC)
             place = (tl.to_tensor(k).to(tl.int64) * images + n) * size + at
             tl.store(out_ptr + place, z.to(out_ptr.dtype.element_ty), inside)
 

@@ -23,13 +23,13 @@ def test_masks(kernel: lanes.Lane, dtype):
         call.check(kernel.backend)
 
 
-def test_noise_is_the_streams(kernel: lanes.Lane):
+@pytest.mark.parametrize("step", [1501, 2**31 + 5])
+def test_noise_is_the_streams(kernel: lanes.Lane, step):
     """Bit for bit, whatever the chunk and the place of the first number."""
     zero = torch.zeros(2, 1500, device=kernel.device)
     seed = torch.tensor(77, device=kernel.device)
     row = torch.tensor([5, 2**34 + 2], device=kernel.device)
     one = torch.ones(2, device=kernel.device)
-    step = 1501
 
     def points(first, count):
         alpha = torch.zeros(count, device=kernel.device)
