@@ -65,7 +65,9 @@ def run_case(
     if not forwards:
         return rows
     samples = timing.interleave(case, forwards, inputs, dy, rounds, quick)
-    ceiling = ceilings.measure(case.device, case.dtype, case.elements, quick)
+    # Of the size of what is written, if that is more than what is read.
+    largest = max(case.elements, math.prod(case.output or ()))
+    ceiling = ceilings.measure(case.device, case.dtype, largest, quick)
     for provider in case.providers:
         if provider.name in forwards:
             rows += _rows(
