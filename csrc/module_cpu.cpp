@@ -10,14 +10,18 @@
 #include "fewbit/bind.h"
 #include "multicut/bind.h"
 #include "multicut/graph.h"
+#include "path_integral/bind.h"
 #include "randomized_linear/bind.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(base)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(base)
 #if defined(SUBLIMATE_MULTIVERSION)
 SUBLIMATE_DECLARE_FEWBIT(v3)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(v3)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v3)
 SUBLIMATE_DECLARE_FEWBIT(v4)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(v4)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v4)
 #endif
 
@@ -88,6 +92,25 @@ Target cpu_target(Isa isa) {
 
 }  // namespace multicut
 
+namespace path_integral {
+
+#define SUBLIMATE_PATH_INTEGRAL_TARGET(level)                                              \
+  Target {                                                                                 \
+    level::points, level::accumulate, level::difference, level::scale, level::mask_points, \
+        level::mask_grad, level::mask_penalty                                              \
+  }
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return SUBLIMATE_PATH_INTEGRAL_TARGET(v4);
+  if (isa == Isa::v3) return SUBLIMATE_PATH_INTEGRAL_TARGET(v3);
+#endif
+  (void)isa;
+  return SUBLIMATE_PATH_INTEGRAL_TARGET(base);
+}
+
+}  // namespace path_integral
+
 namespace randomized_linear {
 
 Target cpu_target(Isa isa) {
@@ -110,5 +133,6 @@ PYBIND11_MODULE(_C, m) {
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
   sublimate::multicut::bind(m, sublimate::multicut::cpu_target(isa));
   sublimate::multicut::bind_graph(m);
+  sublimate::path_integral::bind(m, sublimate::path_integral::cpu_target(isa));
   sublimate::randomized_linear::bind(m, sublimate::randomized_linear::cpu_target(isa));
 }

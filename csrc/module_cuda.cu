@@ -8,6 +8,7 @@
 #include "common/launch.h"
 #include "fewbit/bind.h"
 #include "multicut/bind.h"
+#include "path_integral/bind.h"
 #include "randomized_linear/bind.h"
 
 #ifndef SUBLIMATE_CUDA_ARCHITECTURES
@@ -16,6 +17,7 @@
 
 SUBLIMATE_DECLARE_FEWBIT(cuda)
 SUBLIMATE_DECLARE_MULTICUT(cuda)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(cuda)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(cuda)
 
 PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
@@ -28,6 +30,10 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   multicut::bind(m, {multicut::cuda::topk, multicut::cuda::negative_sum, multicut::cuda::contract,
                      multicut::cuda::best_cluster, multicut::cuda::move, multicut::cuda::gaec,
                      nullptr, nullptr});
+  path_integral::bind(m, {path_integral::cuda::points, path_integral::cuda::accumulate,
+                          path_integral::cuda::difference, path_integral::cuda::scale,
+                          path_integral::cuda::mask_points, path_integral::cuda::mask_grad,
+                          path_integral::cuda::mask_penalty});
   randomized_linear::bind(m, {randomized_linear::cuda::project, randomized_linear::cuda::gather,
                               randomized_linear::cuda::hadamard});
 }

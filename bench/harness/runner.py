@@ -16,7 +16,7 @@ from .case import Case, Forward, Provider, Unavailable
 from .record import Row
 
 #: Families that have cases, ``bench.<family>.cases.cases(quick)``.
-FAMILIES = ("fewbit", "randomized_linear")
+FAMILIES = ("fewbit", "randomized_linear", "path_integral")
 
 
 def collect(families: tuple[str, ...], pattern: str, quick: bool) -> list[Case]:
@@ -65,7 +65,9 @@ def run_case(
     if not forwards:
         return rows
     samples = timing.interleave(case, forwards, inputs, dy, rounds, quick)
-    ceiling = ceilings.measure(case.device, case.dtype, case.elements, quick)
+    # Of the size of what is written, if that is more than what is read.
+    largest = max(case.elements, math.prod(case.output or ()))
+    ceiling = ceilings.measure(case.device, case.dtype, largest, quick)
     for provider in case.providers:
         if provider.name in forwards:
             rows += _rows(

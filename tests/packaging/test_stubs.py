@@ -32,7 +32,7 @@ def bound(module: str) -> dict[str, list[tuple[str, str]]]:
 
     Both have those of csrc/*/bind.h; the CPU module alone has what a .cpp binds itself.
     """
-    python = {"double": "float", "int": "int", "int64_t": "int", "Address": "int"}
+    python = {"double": "float", "bool": "bool", "int": "int", "int64_t": "int", "Address": "int"}
     found = {}
     folders = ROOT / "csrc"
     for source in [*folders.glob("*/bind.h"), *(folders.glob("*/*.cpp") if module == "_C" else [])]:

@@ -195,3 +195,17 @@ def test_tiles_stay_in_registers(objects, level):
     assert set(found) == set(TILED)
     for stem, o in found.items():
         assert longest_run_in_registers(o.file, width) >= 12, f"{stem} at {level}"
+
+
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_path_loops_are_vectorised(objects, level):
+    """Random words and normal numbers of the noise, and the rows of a mask's gradient; points and
+    sums are vectors as written."""
+    family = native_build.ROOT / "csrc" / "path_integral"
+    found = {o.source.name: o for o in objects if o.level == level and o.source.parent == family}
+    straight, mask = found["cpu.cpp"], found["cpu_mask.cpp"]
+    for o in (straight, mask):
+        assert loops(o, "float apart[4][GROUPS]", family / "cpu.h") >= 1, "words of the noise"
+        assert loops(o, "for (int w = 0; w < 4; ++w) {", family / "cpu.h") >= 0
+    assert loops(straight, "void subtract(") >= 2, "x - start"
+    assert loops(mask, "const A* row = pixels + y") >= 2, "rows of pixels"

@@ -20,7 +20,7 @@ from sublimate import _backends, _native
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, for helpers
 
-FAMILIES = ("fewbit", "multicut", "randomized_linear")
+FAMILIES = ("fewbit", "multicut", "path_integral", "randomized_linear")
 
 
 def main() -> None:

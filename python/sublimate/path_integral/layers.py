@@ -1,0 +1,205 @@
+"""Integrated gradients inside a model: the path is laid through the values of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _backends
+from .._checks import fail_type, integer_between, one_of
+from . import quadrature
+from .adaptive import adaptive
+from .arguments import Forward, Target, as_tuple, check_inputs, fail_value, spaces
+from .chunks import Limits, Problem, frozen
+from .path import Info, fixed, shaped
+from .shards import Shards
+
+
+def eager(forward: Forward) -> Forward:
+    """The module behind a compiled one: hooks set after compilation are not seen by its graph."""
+    original: Forward = getattr(forward, "_orig_mod", forward)
+    return original
+
+
+@contextmanager
+def hooked(layers: Sequence[nn.Module], make: Any, before: bool) -> Iterator[None]:
+    """Hooks on each layer, removed afterwards whatever happens."""
+    handles = []
+    try:
+        for i, layer in enumerate(layers):
+            if before:
+                handles.append(layer.register_forward_pre_hook(make(i)))
+            else:
+                handles.append(layer.register_forward_hook(make(i)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_values(
+    forward: Forward, arguments: Sequence[Any], layers: Sequence[nn.Module], before: bool
+) -> tuple[list[tuple[Tensor, ...]], list[bool]]:
+    """Outputs (or inputs, if ``before``) of the layers in one run, each as a tuple of tensors, and
+    whether it came as one."""
+    seen: dict[int, Any] = {}
+
+    def make(i: int) -> Any:
+        if before:
+            return lambda module, given: seen.__setitem__(i, given)
+        return lambda module, given, out: seen.__setitem__(i, out)
+
+    with hooked(layers, make, before):
+        forward(*arguments)
+    values, tuples = [], []
+    for i, layer in enumerate(layers):
+        if i not in seen:
+            raise fail_value("layer", "a module that forward calls", type(layer).__name__)
+        v = seen[i]
+        tuples.append(isinstance(v, tuple) and not (before and len(v) == 1))
+        v = as_tuple(v)
+        if not all(isinstance(t, Tensor) for t in v):
+            raise fail_type("layer", "a module whose values are tensors", v)
+        values.append(tuple(v))
+    return values, tuples
+
+
+class _Replaced:
+    """forward with the layers' values in front of its arguments."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        layers: Sequence[nn.Module],
+        counts: Sequence[int],
+        tuples: Sequence[bool],
+        before: bool,
+    ) -> None:
+        self.forward, self.layers, self.before = forward, layers, before
+        self.counts, self.tuples = counts, tuples
+
+    def __call__(self, *arguments: Any) -> Any:
+        total = sum(self.counts)
+        values, rest = arguments[:total], arguments[total:]
+        starts = [sum(self.counts[:i]) for i in range(len(self.layers))]
+
+        def make(i: int) -> Any:
+            own = values[starts[i] : starts[i] + self.counts[i]]
+            given = tuple(own) if self.tuples[i] or self.before else own[0]
+            return lambda *_: given
+
+        with hooked(self.layers, make, self.before):
+            return self.forward(*rest)
+
+
+def _rows(value: Tensor, batch: int) -> Tensor:
+    """Values with the batch in front; what is the same for all samples is repeated."""
+    if value.shape[:1] == (batch,):
+        return value
+    if value.shape[:1] == (1,):
+        return value.expand(batch, *value.shape[1:])
+    raise fail_value("layer", f"values with the batch {batch} first", tuple(value.shape))
+
+
+def layer_integrated_gradients(
+    forward: Forward,
+    layer: nn.Module | Sequence[nn.Module],
+    inputs: Any,
+    baselines: Any = None,
+    target: Any = None,
+    *,
+    additional_forward_args: Any = None,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    tol: float | None = None,
+    max_steps: int | None = None,
+    memory_budget: int | None = None,
+    internal_batch_size: int | None = None,
+    attribute_to_layer_input: bool = False,
+    create_graph: bool = False,
+    multi_target: bool = False,
+    multiply_by_inputs: bool = True,
+    compat_trapezoid: bool = False,
+    backend: str | None = None,
+) -> tuple[Any, Info]:
+    """Integrated gradients on the straight path between a layer's values at baselines and inputs.
+
+    Args:
+        layer: a module that ``forward`` calls, or several, whose paths are walked together.
+        inputs, baselines: of ``forward``: tensors of any dtype (token ids), the batch first.
+            Baselines None: zeros.
+        attribute_to_layer_input: the layer's inputs instead of its outputs.
+        The rest: as in ``integrated_gradients``.
+
+    Returns:
+        Attributions like the layer's values (a tuple if it has several, a list for several
+        layers), and ``Info`` with delta.
+    """
+    forward = eager(forward)
+    several = isinstance(layer, (list, tuple, nn.ModuleList))
+    layers = list(layer) if several else [layer]  # type: ignore[arg-type, list-item]
+    for one in layers:
+        if not isinstance(one, nn.Module):
+            raise fail_type("layer", "a torch.nn.Module or a list of them", one)
+    given = as_tuple(inputs)
+    if not given or not all(isinstance(t, Tensor) and t.dim() for t in given):
+        raise fail_type("inputs", "tensors with the batch first", inputs)
+    start = _start(baselines, given)
+    args = () if additional_forward_args is None else as_tuple(additional_forward_args)
+    integer_between("n_steps", n_steps, 1, 2**31)
+    one_of("method", method, quadrature.METHODS)
+    limits = Limits.of(memory_budget, internal_batch_size)
+    before, batch = attribute_to_layer_input, given[0].shape[0]
+    with frozen(forward, not create_graph), torch.set_grad_enabled(create_graph):
+        ends = []
+        for values in (given, start):
+            found, tuples = layer_values(forward, (*values, *args), layers, before)
+            ends.append([_rows(t, batch) for v in found for t in v])
+            counts = [len(v) for v in found]
+        tensors = check_inputs(tuple(ends[0]))
+        layout = spaces(forward, tensors)
+        x, base = (tuple(s.flat(t) for s, t in zip(layout, e, strict=True)) for e in ends)
+        problem = Problem(
+            _Replaced(forward, layers, counts, tuples, before),
+            layout,
+            x,
+            (*given, *args),
+            Target.of(target, batch, multi_target),
+            create_graph,
+        )
+        chosen = _backends.resolve("path_integral", backend, x[0])
+        if tol is not None:
+            rows, info = adaptive(problem, base, tol, max_steps, limits, chosen)
+        else:
+            if method == "riemann_trapezoid" and compat_trapezoid:
+                method = quadrature.COMPAT_TRAPEZOID
+            rows, info = fixed(
+                problem, base, method, n_steps, limits, chosen, True, Shards(), multiply_by_inputs
+            )
+    flat = shaped(rows, layout, problem.target, False)
+    split = []
+    for i, count in enumerate(counts):
+        own = flat[sum(counts[:i]) : sum(counts[:i]) + count]
+        split.append(tuple(own) if tuples[i] else own[0])
+    return (split if several else split[0]), info
+
+
+def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Baselines in the shape of the inputs."""
+    chosen = (None,) * len(given) if baselines is None else as_tuple(baselines)
+    if len(chosen) != len(given):
+        raise fail_value("baselines", f"one for each of {len(given)} inputs", len(chosen))
+    found = []
+    for b, x in zip(chosen, given, strict=True):
+        if isinstance(b, Tensor) and b.dim() > 0:
+            if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
+                raise fail_value("baselines", f"a number or shape {tuple(x.shape)}, or 1 in place "
+                                 "of the batch", tuple(b.shape))  # fmt: skip
+            found.append(b.to(x.device).expand(x.shape))
+        else:
+            found.append(torch.full_like(x, 0 if b is None else b))  # type: ignore[arg-type]
+    return tuple(found)

@@ -1,0 +1,301 @@
+"""Sums of gradients over straight paths, in pieces, and attributions made of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _backends
+from . import autograd, quadrature
+from .arguments import (
+    ArgumentError,
+    Forward,
+    Space,
+    Target,
+    as_tuple,
+    check_inputs,
+    fail_value,
+    spaces,
+)
+from .chunks import Limits, Problem, pieces, run_halving
+from .shards import Shards
+
+#: dtype -> alpha (K,), weights (L, K): nodes of a rule, and L sums made of the same gradients.
+Nodes = Callable[[torch.dtype], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Info:
+    """What an attribution cost and how far it can be trusted.
+
+    Attributes:
+        method: name of the rule.
+        steps: gradient evaluations of each sample, int64 (B,).
+        delta: sum of attributions less the change of the output, (B,) or (T, B).
+        error: estimated L1 error of the attributions, like ``delta``; None where nothing tells.
+        size: L1 norm of the attributions, like ``delta``: error / size is relative.
+        converged: bool (B,), whether error <= tol * size; None without tol.
+        rows: largest number of rows that went through the model at once.
+        evaluations: rows that went through the model in all, on this process.
+        variance, standard_error: of estimates by chance: of one draw, and of the result (as
+            independent draws would have it); in the shape of the attributions.
+    """
+
+    method: str
+    steps: Tensor
+    delta: Tensor | None
+    error: Tensor | None = None
+    size: Tensor | None = None
+    converged: Tensor | None = None
+    rows: int = 0
+    evaluations: int = 0
+    variance: Any = None
+    standard_error: Any = None
+
+
+@dataclass
+class Sums:
+    """Sums over path points, and the output at each of them.
+
+    Attributes:
+        acc: [target][input][sum] -> [B, E].
+        values: [target] -> [K, B]; [K, 1] where the model returns one number for all samples.
+    """
+
+    acc: list[list[list[Tensor]]]
+    values: list[Tensor] = field(default_factory=list)
+
+
+def report_nan(values: Tensor, alpha: Tensor, batch: int, first: int = 0, sample: int = 0) -> None:
+    """Raises ArgumentError naming the first path point at which an output is NaN."""
+    nan = values.isnan()
+    if not bool(nan.any()):
+        return
+    at = int(nan.nonzero()[0])
+    point, row = divmod(at, batch) if values.numel() > 1 else (0, 0)
+    a = alpha[point] if alpha.dim() == 1 else alpha[point, row]
+    raise ArgumentError(
+        f"forward: expected numbers, got NaN at path point {first + point} "
+        f"(alpha = {float(a):.6g}) of sample {sample + row}"
+    )
+
+
+def integrate(
+    problem: Problem, base: tuple[Tensor, ...], nodes: Nodes, rows: int, backend: str
+) -> Sums:
+    """Weighted sums of gradients along straight paths.
+
+    At most ``rows`` rows go through the model at once; the batch is split if it is larger. Memory
+    is O(rows) beside the sums.
+    """
+    batch = problem.batch
+    blocks = [_integrate_block(problem, base, nodes, rows, backend, part)
+              for part in pieces(batch, min(batch, rows))]  # fmt: skip
+    if len(blocks) == 1:
+        return blocks[0]
+    acc = [
+        [
+            [torch.cat(parts) for parts in zip(*inputs, strict=True)]
+            for inputs in zip(*targets, strict=True)
+        ]
+        for targets in zip(*(b.acc for b in blocks), strict=True)
+    ]
+    values = [torch.cat(parts, 1) for parts in zip(*(b.values for b in blocks), strict=True)]
+    return Sums(acc, values)
+
+
+def _integrate_block(
+    problem: Problem,
+    base: tuple[Tensor, ...],
+    nodes: Nodes,
+    rows: int,
+    backend: str,
+    part: slice,
+) -> Sums:
+    whole = part.stop - part.start == problem.batch
+    if not whole:
+        problem = problem.select(part)
+        base = tuple(b if b.shape[0] == 1 else b[part] for b in base)
+    batch, layout = problem.batch, problem.layout
+    rules = [nodes(s.acc) for s in layout]
+    acc: list[list[list[Any]]] = []
+    values: list[list[Tensor]] = []
+    for piece in pieces(rules[0][0].shape[0], max(1, rows // batch)):
+        z = [
+            autograd.points(x, b, None, alpha[piece], dtype=s.points, backend=backend)
+            for x, b, s, (alpha, _) in zip(problem.x, base, layout, rules, strict=True)
+        ]
+        for t, (found, grads) in enumerate(problem.gradients(z)):
+            report_nan(found, rules[0][0][piece], batch, piece.start, part.start)
+            if len(acc) == t:
+                acc.append([[None] * len(w) for _, w in rules])
+                values.append([])
+            values[t].append(found.view(-1, batch) if found.numel() > 1 else found.view(1, 1))
+            for sums, grad, (_, weights) in zip(acc[t], grads, rules, strict=True):
+                for i, weight in enumerate(weights):
+                    sums[i] = autograd.accumulate(grad, weight[piece], sums[i], backend=backend)[0]
+    joined = [v[0] if len(v) == 1 else torch.cat(v) for v in values]
+    return Sums(acc, joined)
+
+
+def endpoints(problem: Problem, base: tuple[Tensor, ...], rows: int, backend: str) -> list[Tensor]:
+    """F(x) - F(base) of each target, [B], in float32 or wider."""
+    found = []
+    with torch.no_grad():
+        for part in pieces(problem.batch, max(1, min(problem.batch, rows // 2))):
+            whole = part.stop - part.start == problem.batch
+            sub = problem if whole else problem.select(part)
+            ends = []
+            for x, b, s in zip(sub.x, base, sub.layout, strict=True):
+                b = b.detach() if b.shape[0] == 1 else b.detach()[part]
+                alpha = quadrature.ends(s.acc, x.device)
+                ends.append(
+                    autograd.points(x.detach(), b, None, alpha, dtype=s.points, backend=backend)
+                )
+            values = [v.real if v.is_complex() else v for v in sub.outputs(ends)]
+            for v in values:
+                if v.numel() != 2 * sub.batch:
+                    raise fail_value(
+                        "forward", f"{2 * sub.batch} rows of output to compare", v.numel()
+                    )
+            found.append([_wide(v).view(2, -1) for v in values])
+    joined = [torch.cat(v, 1) for v in zip(*found, strict=True)]
+    return [v[1] - v[0] for v in joined]
+
+
+def _wide(v: Tensor) -> Tensor:
+    return v if v.dtype == torch.float64 else v.float()
+
+
+def named(method: str, n: int, device: torch.device) -> Nodes:
+    """Nodes of a rule by name."""
+
+    def nodes(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        alpha, weight = quadrature.tensors(method, n, dtype, device)
+        return alpha, weight[None]
+
+    return nodes
+
+
+def explicit(alpha: Any, weights: Any, device: torch.device) -> Nodes:
+    """Nodes of float64 numpy arrays (K,) and (L, K)."""
+
+    @functools.cache
+    def nodes(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return quadrature.put(alpha, dtype, device), quadrature.put(weights, dtype, device)
+
+    return nodes
+
+
+# --------------------------------------------------------------------------------------- results
+
+
+def attributions(
+    problem: Problem,
+    base: tuple[Tensor, ...],
+    acc: list[list[Tensor]],
+    backend: str,
+    multiply: bool = True,
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """(x - base) acc [target][input] -> [B, E], and their sums over all inputs [target] -> [B]."""
+    found: list[list[Tensor]] = []
+    totals: list[Tensor] = []
+    for sums in acc:
+        rows: list[Tensor] = []
+        total: Any = None
+        for a, x, b in zip(sums, problem.x, base, strict=True):
+            scaled, part = autograd.scale(a, x, b, backend)
+            rows.append(scaled if multiply else a)
+            total = part if total is None else total + part
+        found.append(rows)
+        totals.append(total)
+    return found, totals
+
+
+def shaped(
+    rows: list[list[Tensor]],
+    layout: tuple[Space, ...],
+    target: Target,
+    single: bool,
+    keep_complex: bool = False,
+) -> Any:
+    """[target][input] -> [B, E] in the user's form: shapes of inputs, K in front if multi."""
+    per_target = [
+        tuple(s.fold(r, keep_complex) for r, s in zip(inputs, layout, strict=True))
+        for inputs in rows
+    ]
+    if not target.multi:
+        found = per_target[0]
+    else:
+        found = tuple(torch.stack(parts) for parts in zip(*per_target, strict=True))
+    return found[0] if single else found
+
+
+def per_target(values: list[Tensor], target: Target) -> Tensor:
+    """(B,), or (T, B) with several targets."""
+    return torch.stack(values) if target.multi else values[0]
+
+
+def setup(
+    forward: Forward,
+    inputs: Any,
+    target: Any,
+    multi_target: bool,
+    additional_forward_args: Any,
+    create_graph: bool,
+    backend: str | None,
+) -> tuple[Problem, tuple[Tensor, ...], bool, str]:
+    """Checked arguments: the problem, the input tensors, whether one came alone, the backend."""
+    if not callable(forward):
+        raise TypeError(f"forward: expected a callable, got {type(forward).__name__}")
+    single = not isinstance(inputs, (tuple, list))
+    tensors = check_inputs(inputs)
+    layout = spaces(forward, tensors)
+    with torch.set_grad_enabled(create_graph):
+        x = tuple(s.flat(t if create_graph else t.detach())
+                  for s, t in zip(layout, tensors, strict=True))  # fmt: skip
+    args = () if additional_forward_args is None else as_tuple(additional_forward_args)
+    chosen = Target.of(target, tensors[0].shape[0], multi_target)
+    problem = Problem(forward, layout, x, args, chosen, create_graph)
+    return problem, tensors, single, _backends.resolve("path_integral", backend, x[0])
+
+
+def with_extras(result: Any, delta: Any, want_delta: bool, info: Any, want_info: bool) -> Any:
+    extras = (delta,) * want_delta + (info,) * want_info
+    return (result, *extras) if extras else result
+
+
+def fixed(
+    problem: Problem,
+    base: tuple[Tensor, ...],
+    method: str,
+    n: int,
+    limits: Limits,
+    backend: str,
+    want_delta: bool,
+    shards: Shards,
+    multiply: bool,
+) -> tuple[list[list[Tensor]], Info]:
+    """Attributions [target][input] -> [B, E] by a rule of n points."""
+    nodes = shards.nodes(named(method, n, problem.x[0].device))
+    rows = limits.choose(problem, n)
+    sums, rows = run_halving(rows, lambda r: integrate(problem, base, nodes, r, backend))
+    acc = shards.reduce([[s[0] for s in inputs] for inputs in sums.acc])
+    found, totals = attributions(problem, base, acc, backend, multiply)
+    delta = size = None
+    batch = problem.batch
+    if want_delta:
+        change = endpoints(problem, base, rows, backend)
+        values = [t - c for t, c in zip(totals, change, strict=True)]
+        delta = per_target(values, problem.target)
+        norms = [torch.stack([r.detach().abs().sum(1) for r in inputs]).sum(0) for inputs in found]
+        size = per_target(norms, problem.target)
+    steps = torch.full((batch,), n, dtype=torch.int64)
+    return found, Info(
+        method.removesuffix("_compat"), steps, delta, None, size, None, rows, n * batch
+    )
