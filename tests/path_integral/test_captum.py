@@ -14,7 +14,7 @@ from torch import Tensor, nn
 captum = pytest.importorskip(
     "captum.attr", reason="captum is not installed; pip install captum==0.9.0"
 )
-pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor|ignore:Setting forward")
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 F64 = torch.float64
 RELU = torch.nn.functional.relu
 
