@@ -1,6 +1,6 @@
 """sublimate: PyTorch kernels for operations whose intermediate is too big to keep."""
 
-from . import fewbit, memory
+from . import fewbit, memory, path_integral
 from ._backends import BackendUnavailable, get_backend, set_backend, use_backend
 from ._info import backends
 from ._native import NativeError
@@ -14,6 +14,7 @@ __all__ = [
     "fewbit",
     "get_backend",
     "memory",
+    "path_integral",
     "set_backend",
     "use_backend",
 ]
