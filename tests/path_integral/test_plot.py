@@ -35,11 +35,11 @@ def test_plot_series() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="^attributions: expected"):
+    with pytest.raises(ValueError, match=r"^attributions: expected"):
         pi.plot(torch.zeros(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="^image: expected the size"):
+    with pytest.raises(ValueError, match=r"^image: expected the size"):
         pi.plot(torch.zeros(4, 4), torch.zeros(3, 3))
-    with pytest.raises(ValueError, match="^sign: expected"):
+    with pytest.raises(ValueError, match=r"^sign: expected"):
         pi.plot(torch.zeros(4, 4), sign="up")
-    with pytest.raises(ValueError, match="^series: expected 4"):
+    with pytest.raises(ValueError, match=r"^series: expected 4"):
         pi.plot_series(torch.zeros(4), torch.zeros(3))
