@@ -8,14 +8,18 @@
 #include "common/error.h"
 #include "common/isa.h"
 #include "fewbit/bind.h"
+#include "path_integral/bind.h"
 #include "randomized_linear/bind.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(base)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(base)
 #if defined(SUBLIMATE_MULTIVERSION)
 SUBLIMATE_DECLARE_FEWBIT(v3)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(v3)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v3)
 SUBLIMATE_DECLARE_FEWBIT(v4)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(v4)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v4)
 #endif
 
@@ -61,6 +65,25 @@ Target cpu_target(Isa isa) {
 
 }  // namespace fewbit
 
+namespace path_integral {
+
+#define SUBLIMATE_PATH_INTEGRAL_TARGET(level)                                              \
+  Target {                                                                                 \
+    level::points, level::accumulate, level::difference, level::scale, level::mask_points, \
+        level::mask_grad, level::mask_penalty                                              \
+  }
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return SUBLIMATE_PATH_INTEGRAL_TARGET(v4);
+  if (isa == Isa::v3) return SUBLIMATE_PATH_INTEGRAL_TARGET(v3);
+#endif
+  (void)isa;
+  return SUBLIMATE_PATH_INTEGRAL_TARGET(base);
+}
+
+}  // namespace path_integral
+
 namespace randomized_linear {
 
 Target cpu_target(Isa isa) {
@@ -81,5 +104,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = sublimate::isa_name(isa);
   m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
+  sublimate::path_integral::bind(m, sublimate::path_integral::cpu_target(isa));
   sublimate::randomized_linear::bind(m, sublimate::randomized_linear::cpu_target(isa));
 }

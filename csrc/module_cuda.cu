@@ -7,12 +7,16 @@
 #include "common/error.h"
 #include "common/launch.h"
 #include "fewbit/bind.h"
+#include "path_integral/bind.h"
+#include "randomized_linear/bind.h"
 
 #ifndef SUBLIMATE_CUDA_ARCHITECTURES
 #define SUBLIMATE_CUDA_ARCHITECTURES "emulated"
 #endif
 
 SUBLIMATE_DECLARE_FEWBIT(cuda)
+SUBLIMATE_DECLARE_PATH_INTEGRAL(cuda)
+SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(cuda)
 
 PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   using namespace sublimate;
@@ -21,4 +25,10 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   m.def("error_text", &status_text);
   fewbit::bind(m, {fewbit::cuda::forward, fewbit::cuda::backward, fewbit::cuda::gated_forward,
                    fewbit::cuda::gated_backward});
+  path_integral::bind(m, {path_integral::cuda::points, path_integral::cuda::accumulate,
+                          path_integral::cuda::difference, path_integral::cuda::scale,
+                          path_integral::cuda::mask_points, path_integral::cuda::mask_grad,
+                          path_integral::cuda::mask_penalty});
+  randomized_linear::bind(m, {randomized_linear::cuda::project, randomized_linear::cuda::gather,
+                              randomized_linear::cuda::hadamard});
 }

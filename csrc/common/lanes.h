@@ -10,8 +10,9 @@
 
 #include "common/dtype.h"
 #include "common/tile.h"
+#include "common/vec.h"
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -77,6 +78,35 @@ SUBLIMATE_HD void store_some(T* p, Vector<arith_t<T>> x, int n) {
   store_lanes(padded, x);
   std::memcpy(p, padded, size_t(n) * sizeof(T));
 }
+
+// Two registers to consecutive elements, past the caches if `stream` (common/vec.h says when that
+// is worth while; end_streaming() must follow in the same thread).
+#if defined(__AVX512F__)
+template <class T>
+SUBLIMATE_HD void write_pair(T* p, Vector<float> low, Vector<float> high, bool stream) {
+  store32(p, Vec(low), Vec(high), stream);
+}
+SUBLIMATE_HD void write_pair(double* p, Vector<double> low, Vector<double> high, bool stream) {
+  if (stream) {
+    _mm512_stream_pd(p, low);
+    _mm512_stream_pd(p + 8, high);
+  } else {
+    tile::store(p, low);
+    tile::store(p + 8, high);
+  }
+}
+SUBLIMATE_HD void end_streaming(bool stream) {
+  if (stream) _mm_sfence();  // the writes must be seen by whoever waits for this thread
+}
+#else
+SUBLIMATE_HD bool worth_streaming(const void*, int64_t) { return false; }
+template <class T>
+SUBLIMATE_HD void write_pair(T* p, Vector<arith_t<T>> low, Vector<arith_t<T>> high, bool) {
+  store_lanes(p, low);
+  store_lanes(p + lanes_of<T>, high);
+}
+SUBLIMATE_HD void end_streaming(bool) {}
+#endif
 
 // Uninitialised memory aligned to a cache line, freed at the end of the scope; null if there is
 // none.

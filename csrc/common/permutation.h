@@ -28,8 +28,10 @@ SUBLIMATE_HD Permutation make_permutation(uint64_t seed, int64_t size) {
   p.half = 4;
   while ((int64_t(1) << (2 * p.half)) < size) ++p.half;
   p.mask = (1u << p.half) - 1u;
+  SUBLIMATE_GPU_UNROLL
   for (int r = 0; r < Permutation::ROUNDS; r += 4) {
     const Philox4 words = philox_words(seed, uint64_t(r / 4), stream::permutation);
+    SUBLIMATE_GPU_UNROLL
     for (int k = 0; k < 4; ++k) p.key[r + k] = words.w[k];
   }
   return p;
@@ -48,6 +50,7 @@ SUBLIMATE_HD uint32_t permutation_round(const Permutation& p, int r, uint32_t v)
 // All rounds once, forward or backward: a bijection of the domain, so its results may be >= size.
 SUBLIMATE_HD uint32_t permutation_pass(const Permutation& p, uint32_t i) {
   uint32_t left = i >> p.half, right = i & p.mask;
+  SUBLIMATE_GPU_UNROLL
   for (int r = 0; r < Permutation::ROUNDS; ++r) {
     const uint32_t mixed = left ^ permutation_round(p, r, right);
     left = right;
@@ -57,6 +60,7 @@ SUBLIMATE_HD uint32_t permutation_pass(const Permutation& p, uint32_t i) {
 }
 SUBLIMATE_HD uint32_t permutation_pass_back(const Permutation& p, uint32_t i) {
   uint32_t left = i >> p.half, right = i & p.mask;
+  SUBLIMATE_GPU_UNROLL
   for (int r = Permutation::ROUNDS - 1; r >= 0; --r) {
     const uint32_t mixed = right ^ permutation_round(p, r, left);
     right = left;

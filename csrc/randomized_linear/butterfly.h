@@ -56,6 +56,7 @@ SUBLIMATE_HD Vector<A> within_register(Vector<A> v) {
 
 // How many of the `left` stages the next pass takes, so that passes are few and even.
 inline int stages_of_pass(int left) {
+  if (left == 0) return 0;
   const int passes = (left + RADIX - 1) / RADIX;
   return (left + passes - 1) / passes;
 }
@@ -77,9 +78,29 @@ SUBLIMATE_HD void with_log(int log, const Pass& pass) {
   }
 }
 
+// Memory that is read soon: each step brings a little of it into the cache, so that the reads are
+// spread evenly over the arithmetic in between.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+  int64_t bytes = 0;  // of a step
+
+  // The next `count` elements from x; a step is one per element of two registers.
+  template <class T>
+  static Ahead of(const T* x, int64_t count) {
+    const char* at = reinterpret_cast<const char*>(x);
+    return {at, at + count * int64_t(sizeof(T)), 2 * int64_t(sizeof(T)) * LANES<arith_t<T>>};
+  }
+  SUBLIMATE_HD void step() {
+    if (at >= end) return;
+    for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(at + byte);
+    at += bytes;
+  }
+};
+
 // Transforms a strip of 2^log_rows rows of one register each, in place, from stage `done` on.
 template <class A>
-void transform_strip(A* strip, int log_rows, int done) {
+void transform_strip(A* strip, int log_rows, int done, Ahead& ahead) {
   constexpr int L = LANES<A>;
   while (done < log_rows) {
     const int stages = stages_of_pass(log_rows - done);
@@ -89,6 +110,7 @@ void transform_strip(A* strip, int log_rows, int done) {
       for (int64_t high = 0; high < int64_t(1) << (log_rows - done - log); ++high) {
         A* group = strip + (high << log) * step;
         for (A* p = group; p < group + step; p += L) {
+          ahead.step();
           Vector<A> v[1 << log];
 #pragma GCC unroll 16
           for (int i = 0; i < (1 << log); ++i) v[i] = tile::load(p + i * step);

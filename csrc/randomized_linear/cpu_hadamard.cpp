@@ -11,7 +11,7 @@
 namespace sublimate::randomized_linear::SUBLIMATE_ISA {
 namespace {
 
-constexpr int log2_of(int64_t n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
+constexpr int log2_of(int64_t n) { return 63 - __builtin_clzll(uint64_t(n)); }
 
 template <class A>
 constexpr int LOG_LANES = log2_of(LANES<A>);
@@ -27,41 +27,62 @@ SUBLIMATE_HD Vector<arith_t<T>> load_padded(const T* x, int64_t left) {
   return left > 0 ? load_some(x, int(left)) : Vector<arith_t<T>>{};
 }
 
-// `count` elements of x (a power of two, from LANES to LINE) to their transform in `line`; those
-// from `left` on are zero.
-template <class T>
-void transform_line(const T* x, int64_t left, int64_t count, arith_t<T>* line) {
+// The stages within `registers` registers at a time, 2^log of which are a row or a part of it.
+template <int log, int registers, class T>
+SUBLIMATE_HD void first_pass(const T* x, int64_t left, int64_t count, arith_t<T>* line,
+                             Ahead& ahead) {
   using A = arith_t<T>;
   constexpr int L = LANES<A>;
-  const int log_registers = log2_of(count / L);
-  const int first = std::min(log_registers, FIRST);
-  with_log(first, [&](auto constant) {
-    constexpr int log = constant.value;
-    constexpr int64_t group = int64_t(L) << log;
-    for (int64_t at = 0; at < count; at += group) {
-      Vector<A> v[1 << log];
-      if (at + group <= left) {
+  for (int64_t at = 0; at < count; at += registers * L) {
+    ahead.step();
+    Vector<A> v[registers];
+    if (at + registers * L <= left) {
 #pragma GCC unroll 16
-        for (int i = 0; i < (1 << log); ++i) v[i] = load_lanes(x + at + i * L);
-      } else {
-        for (int i = 0; i < (1 << log); ++i) {
-          v[i] = load_padded(x + at + i * L, left - at - i * L);
-        }
+      for (int i = 0; i < registers; ++i) v[i] = load_lanes(x + at + i * L);
+    } else {
+      for (int i = 0; i < registers; ++i) {
+        v[i] = load_padded(x + at + i * L, left - at - i * L);
       }
-#pragma GCC unroll 16
-      for (int i = 0; i < (1 << log); ++i) v[i] = within_register<LOG_LANES<A>, A>(v[i]);
-      across_registers<log>(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < (1 << log); ++i) tile::store(line + at + i * L, v[i]);
     }
-  });
-  transform_strip(line, log_registers, first);
+#pragma GCC unroll 16
+    for (int i = 0; i < registers; ++i) v[i] = within_register<LOG_LANES<A>, A>(v[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < registers; i += 1 << log) across_registers<log>(v + i);
+#pragma GCC unroll 16
+    for (int i = 0; i < registers; ++i) tile::store(line + at + i * L, v[i]);
+  }
 }
 
+// Rows of `length` elements (a power of two, from LANES to LINE), `count` elements in all, to their
+// transforms in `line`; those from `left` on are zero. More than one row only if a row is
+// transformed in the first pass.
 template <class T>
-void write_line(const arith_t<T>* line, int64_t count, arith_t<T> scale, T* out) {
+void transform_line(const T* x, int64_t left, int64_t length, int64_t count, arith_t<T>* line,
+                    Ahead& ahead) {
+  const int log_registers = log2_of(length / LANES<arith_t<T>>);
+  const int first = std::min(log_registers, FIRST);
+  with_log(first, [&](auto constant) {
+    constexpr int log = std::min<int>(constant.value, FIRST);
+    if (count > length) {
+      first_pass<log, 1 << FIRST>(x, left, count, line, ahead);
+    } else {
+      first_pass<log, 1 << log>(x, left, count, line, ahead);
+    }
+  });
+  transform_strip(line, log_registers, first, ahead);
+}
+
+// scale * line, rounded, to out. With `stream` the writes bypass the caches (common/vec.h).
+template <class T>
+void write_line(const arith_t<T>* line, int64_t count, arith_t<T> scale, T* out, bool stream,
+                Ahead& ahead) {
   constexpr int L = lanes_of<T>;
-  for (int64_t c = 0; c < count; c += L) store_lanes(out + c, scale * tile::load(line + c));
+  int64_t c = 0;
+  for (; c + 2 * L <= count; c += 2 * L) {
+    ahead.step();
+    write_pair(out + c, scale * tile::load(line + c), scale * tile::load(line + c + L), stream);
+  }
+  for (; c < count; c += L) store_lanes(out + c, scale * tile::load(line + c));
 }
 
 // Rows shorter than a register, several in one.
@@ -103,9 +124,33 @@ void short_rows(const Hadamard& h, int64_t begin, int64_t end) {
 }
 
 // Columns [left, right) of the lines of a long row, at `from` already transformed along the lines.
+// Few lines: in registers.
+template <int log, class T>
+void transform_few(const arith_t<T>* from, int64_t left, int64_t right, arith_t<T> scale, T* out,
+                   bool stream, Ahead& ahead) {
+  using A = arith_t<T>;
+  constexpr int L = LANES<A>, lines = 1 << log;
+  for (int64_t column = left; column < right; column += 2 * L) {
+    for (int i = 0; i < lines; ++i) ahead.step();
+    Vector<A> v[2][lines];
+    for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+      for (int i = 0; i < lines; ++i) {
+        v[half][i] = tile::load(from + i * LINE<A> + column + half * L);
+      }
+      across_registers<log>(v[half]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lines; ++i) {
+      write_pair(out + i * LINE<A> + column, scale * v[0][i], scale * v[1][i], stream);
+    }
+  }
+}
+
+// Many lines: STRIPS registers of each side by side, in `tile`.
 template <class T>
-void transform_columns(const arith_t<T>* from, int log_lines, int64_t left, int64_t right,
-                       arith_t<T> scale, arith_t<T>* tile, T* out) {
+void transform_many(const arith_t<T>* from, int log_lines, int64_t left, int64_t right,
+                    arith_t<T> scale, arith_t<T>* tile, T* out, bool stream, Ahead& ahead) {
   using A = arith_t<T>;
   constexpr int L = LANES<A>;
   const int64_t lines = int64_t(1) << log_lines;
@@ -126,53 +171,74 @@ void transform_columns(const arith_t<T>* from, int log_lines, int64_t left, int6
         }
       }
     });
-    for (int s = 0; s < STRIPS; ++s) transform_strip(tile + s * lines * L, log_lines, first);
+    for (int s = 0; s < STRIPS; ++s) transform_strip(tile + s * lines * L, log_lines, first, ahead);
     for (int64_t line = 0; line < lines; ++line) {
-      for (int s = 0; s < STRIPS; ++s) {
-        store_lanes(out + line * LINE<A> + column + s * L,
-                    scale * tile::load(tile + (s * lines + line) * L));
+      const A* row = tile + line * L;
+      for (int s = 0; s < STRIPS; s += 2) {
+        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s) * L);
+        __builtin_prefetch(from + line * LINE<A> + column + (STRIPS + s + 1) * L);
+        write_pair(out + line * LINE<A> + column + s * L, scale * tile::load(row + s * lines * L),
+                   scale * tile::load(row + (s + 1) * lines * L), stream);
       }
     }
   }
 }
 
-// One row longer than a line. `whole` has room for it, or is null: the lines then go through out.
 template <class T>
-bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads) {
+bool transform_columns(const Hadamard& h, const arith_t<T>* from, int64_t left, int64_t right,
+                       T* out, bool stream, Ahead ahead) {
   using A = arith_t<T>;
-  A* middle = whole;
-  if constexpr (std::is_same_v<T, A>) middle = out;
-  const int64_t lines = h.padded / LINE<A>;
-  parallel_for(lines, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
+  const A scale = A(h.scale);
+  const int log_lines = log2_of(h.padded / LINE<A>);
+  if (log_lines <= RADIX) {
+    with_log(log_lines, [&](auto log) {
+      transform_few<log.value>(from, left, right, scale, out, stream, ahead);
+    });
+    return true;
+  }
+  const Scratch<A> tile((STRIPS * LANES<A>) << log_lines);
+  if (!tile.get()) return false;
+  transform_many(from, log_lines, left, right, scale, tile.get(), out, stream, ahead);
+  return true;
+}
+
+// One row longer than a line; `whole` has room for it. While it is written, `next`, the row after
+// it, is read as far as half of a usual second-level cache goes.
+template <class T>
+bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads, bool stream,
+              const T* next) {
+  using A = arith_t<T>;
+  const int64_t fitting = std::min<int64_t>(h.length, (256 << 10) / sizeof(T));
+  parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * LINE<A>; at < end * LINE<A>; at += LINE<A>) {
-      transform_line(x + at, h.length - at, LINE<A>, middle + at);
+      Ahead ahead = Ahead::of(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
+      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + at, ahead);
     }
   });
   bool failed = false;
   constexpr int64_t wide = STRIPS * LANES<A>;
   parallel_for(LINE<A>, wide, wide, threads, [&](int64_t begin, int64_t end) {
-    const Scratch<A> tile(lines * wide);
-    if (tile.get()) {
-      transform_columns(middle, log2_of(lines), begin, end, A(h.scale), tile.get(), out);
-    } else {
+    const Ahead ahead = Ahead::of(next, next ? fitting : 0);
+    if (!transform_columns(h, whole, begin, end, out, stream, ahead)) {
 #pragma omp atomic write
       failed = true;
     }
+    end_streaming(stream);
   });
   return !failed;
 }
 
 template <class T>
-int long_rows(const Hadamard& h) {
-  using A = arith_t<T>;
-  constexpr bool direct = std::is_same_v<T, A>;
+int long_rows(const Hadamard& h, bool stream) {
   const T* x = static_cast<const T*>(h.x);
   T* out = static_cast<T*>(h.out);
   const auto rows = [&](int64_t begin, int64_t end, int threads) {
-    const Scratch<A> whole(direct ? 0 : h.padded);
-    bool good = direct || whole.get();
-    for (int64_t row = begin; good && row < end; ++row) {
-      good = long_row(h, x + row * h.row_stride, out + row * h.padded, whole.get(), threads);
+    const Scratch<arith_t<T>> whole(h.padded);
+    bool good = whole.get();
+    for (int64_t r = begin; good && r < end; ++r) {
+      const T* row = x + r * h.row_stride;
+      const T* next = threads == 1 && r + 1 < end ? row + h.row_stride : nullptr;
+      good = long_row(h, row, out + r * h.padded, whole.get(), threads, stream, next);
     }
     return good;
   };
@@ -194,20 +260,32 @@ template <class T>
 int hadamard_as(const Hadamard& h) {
   using A = arith_t<T>;
   const int64_t grain = std::max<int64_t>(1, GRAIN / h.padded);
+  const T* x = static_cast<const T*>(h.x);
+  T* out = static_cast<T*>(h.out);
+  const bool stream = worth_streaming(out, h.rows * h.padded * int64_t(sizeof(T)));
   if (h.padded < LANES<A>) {
     parallel_for(h.rows, LANES<A> / h.padded, grain, h.exec.threads,
                  [&](int64_t begin, int64_t end) { short_rows<T>(h, begin, end); });
     return kOk;
   }
-  if (h.padded > LINE<A>) return long_rows<T>(h);
-  const T* x = static_cast<const T*>(h.x);
-  T* out = static_cast<T*>(h.out);
-  parallel_for(h.rows, 1, grain, h.exec.threads, [&](int64_t begin, int64_t end) {
+  if (h.padded > LINE<A>) return long_rows<T>(h, stream);
+  // Rows that follow one another and need one pass each go through it together.
+  const bool packed = h.row_stride == h.padded && h.length == h.padded;
+  const bool one_pass = h.padded <= int64_t(LANES<A>) << FIRST;
+  const int64_t together = packed && one_pass ? LINE<A> / h.padded : 1;
+  parallel_for(h.rows, together, grain, h.exec.threads, [&](int64_t begin, int64_t end) {
     alignas(64) A line[LINE<A>];
-    for (int64_t row = begin; row < end; ++row) {
-      transform_line(x + row * h.row_stride, h.length, h.padded, line);
-      write_line(line, h.padded, A(h.scale), out + row * h.padded);
+    for (int64_t row = begin; row < end; row += together) {
+      const int64_t count = std::min(together, end - row) * h.padded;
+      const T* from = x + row * h.row_stride;
+      const bool more = row + together < end;
+      Ahead ahead = Ahead::of(from + together * h.row_stride, !more          ? 0
+                                                              : together > 1 ? together * h.padded
+                                                                             : h.length);
+      transform_line(from, together > 1 ? count : h.length, h.padded, count, line, ahead);
+      write_line(line, count, A(h.scale), out + row * h.padded, stream, ahead);
     }
+    end_streaming(stream);
   });
   return kOk;
 }

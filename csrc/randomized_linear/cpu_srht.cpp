@@ -90,8 +90,9 @@ struct Tiles {
     const T* x = static_cast<const T*>(p.x) + first * p.row_stride + column;
     const int stages = stages_of_pass(shape.log_size);
     with_log(stages, [&](auto log) { gather<log.value>(block, x, count, columns, tile); });
+    Ahead nothing;
     for (int s = 0; s < STRIPS && s * L < columns; ++s) {
-      transform_strip(tile + s * shape.size() * L, shape.log_size, stages);
+      transform_strip(tile + s * shape.size() * L, shape.log_size, stages, nothing);
     }
     T* out = static_cast<T*>(p.out) + column;
     for (int c = 0; c < block.chosen; ++c) {

@@ -24,7 +24,10 @@ constexpr int64_t SRHT_ROWS = 1024;               // most rows that one block tr
 
 // d(n) of rows 32 * group .. 32 * group + 31 of the data: bit n & 31 set means -1.
 SUBLIMATE_HD uint32_t sign_word(uint64_t seed, int64_t group) {
-  return philox_words(seed, uint64_t(group) >> 2, stream::sign).w[group & 3];
+  const Philox4 r = philox_words(seed, uint64_t(group) >> 2, stream::sign);
+  // By choice and not by index: words that are indexed lie in memory on a GPU.
+  const uint32_t low = group & 1 ? r.w[1] : r.w[0], high = group & 1 ? r.w[3] : r.w[2];
+  return group & 2 ? high : low;
 }
 
 // Dense sketches, row n of S in groups: gaussian has 4 columns to a counter, rademacher 128.

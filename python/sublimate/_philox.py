@@ -4,7 +4,8 @@ Counter based: word ``i & 3`` of counter ``i >> 2`` of a stream under key ``seed
 function of (seed, stream, i), so nothing random is ever stored and every backend draws the same
 bits. Independent uses of one seed take different streams: 0 uniforms of stochastic codes; 1 signs,
 2 keys of permutations, 3 normal numbers, 4 signs of dense sketches, 5 draws of row samplers
-(``randomized_linear``); 6 places on paths, 7 draws of references (``path_integral``).
+(all of ``randomized_linear``), 6 hashes that seeds are made of, 7 places on paths, 8 draws of
+references (``path_integral``).
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 The twins are ``csrc/common/philox.h`` and ``kernels/common/philox.py``.

@@ -29,7 +29,7 @@ def stub(module: str) -> dict[str, list[tuple[str, str]] | None]:
 
 def bound() -> dict[str, list[tuple[str, str]]]:
     """Name -> [(argument, type)] of every kernel in csrc/*/bind.h."""
-    python = {"double": "float", "int": "int", "int64_t": "int", "Address": "int"}
+    python = {"double": "float", "bool": "bool", "int": "int", "int64_t": "int", "Address": "int"}
     found = {}
     for header in (ROOT / "csrc").glob("*/bind.h"):
         kernel = r'm\.def\(\s*"(\w+)",\s*\[t\]\(([^)]*)\)'

@@ -19,7 +19,7 @@ from .chunks import Problem, pieces
 from .path import Sums, report_nan
 from .shards import Shards
 
-ALPHA_STREAM, REFERENCE_STREAM = 6, 7
+ALPHA_STREAM, REFERENCE_STREAM = 7, 8
 _ALIGN = 4  # random words of a Philox counter: rows start on whole counters
 _ROTATION = 2**62  # index of a sample's rotation of the references, beyond those of its points
 

@@ -13,12 +13,14 @@ named in this folder's README.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _normal, _permutation, _philox
+from .._autograd import refuse_double_backward
 from .._dtypes import accumulator
 
 #: Sketches that do not look at the data; S is a function of (seed, N, k).
@@ -161,6 +163,34 @@ def project(x: Tensor, sketch: str, k: int, seed: int | Tensor) -> Tensor:
     return F.pad(out, (0, 0, 0, k - kept)).to(x.dtype)
 
 
+def expand(g: Tensor, sketch: str, n: int, seed: int | Tensor) -> Tensor:
+    """S g, the adjoint of ``project``: (k, I) -> (n, I) in g's dtype."""
+    k, wide = g.shape[0], g.to(accumulator(g.dtype))
+    if n == 0 or k == 0:
+        return g.new_zeros(n, *g.shape[1:]) + g.sum(0)
+    if sketch in ("gaussian", "rademacher"):
+        return (_dense(sketch, n, k, seed, wide) @ wide).to(g.dtype)
+    if sketch == "countsketch":
+        bucket = _permutation.permutation(seed, n, g.device) % k
+        return (signs(seed, n, wide).unsqueeze(-1) * wide[bucket]).to(g.dtype)
+    total = transformed_rows(sketch, n)
+    kept = min(k, total)
+    chosen = _permutation.permutation(seed, total, g.device)[:kept]
+    out = wide.new_zeros(total, g.shape[1]).index_add(0, chosen, wide[:kept])
+    out = out * math.sqrt(total / kept)
+    if sketch != "rows":
+        nb, chunk = blocks(n)
+        m = total // nb
+        out = out.reshape(nb, m, g.shape[1])
+        if sketch == "srht":  # H is symmetric
+            out = hadamard_transform(out.transpose(1, 2), m**-0.5).transpose(1, 2)
+        else:
+            out = dct_matrix(chunk, wide).T @ out
+        out = out[:, :chunk].reshape(nb * chunk, g.shape[1])[:n]
+        out = signs(seed, n, wide).unsqueeze(-1) * out
+    return out.to(g.dtype)
+
+
 def _in_blocks(x: Tensor, nb: int, chunk: int) -> Tensor:
     """(N, I) -> (nb, chunk, I), zero rows at the end."""
     return F.pad(x, (0, 0, 0, nb * chunk - x.shape[0])).reshape(nb, chunk, x.shape[1])
@@ -211,20 +241,33 @@ def sample(sketch: str, probabilities: Tensor, k: int, seed: int | Tensor) -> tu
         index = _inverse_cdf(p, u)
         return index.to(torch.int32), 1 / (k * p[index])
     taken, order = torch.sort(p, descending=True, stable=True)
-    before = torch.cat((p.new_zeros(1), taken.cumsum(0)))  # P_0 .. P_N
-    count = torch.arange(k, device=device, dtype=torch.float64)
-    most = torch.arange(k, device=device).clamp(max=n)
-    rest = (1 - before[most]).clamp(min=0)
-    c = (rest**2 / (k - count)).argmin()  # the first of equals
+    c, share = winners(taken, k)
     # The first c outputs are the winners; u_j belongs to output j, also there, and is not used.
     place = torch.arange(k, device=device)
     winner = place < c
     remaining = torch.where(torch.arange(n, device=device) < c, torch.zeros_like(taken), taken)
     drawn = _inverse_cdf(remaining, u)
     at = torch.where(winner, place.clamp(max=n - 1), drawn)
-    share = remaining.sum()
     square = share / ((k - c) * taken[at])
     return order[at].to(torch.int32), torch.where(winner, torch.ones_like(square), square)
+
+
+def winners(taken: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """How many of the rows, by descending probability, wta takes for certain; what is left.
+
+    Args:
+        taken: (N,) float64, descending, N > 0.
+
+    Returns:
+        c, int64, and the sum of all probabilities but the c first.
+    """
+    n = taken.shape[0]
+    # Sums from the small end: what is left keeps its digits.
+    left = torch.cat((taken.flip(0).cumsum(0).flip(0), taken.new_zeros(1)))  # [N + 1]
+    count = torch.arange(k, device=taken.device)
+    rest = left[count.clamp(max=n)]
+    c = (rest**2 / (k - count)).argmin()  # the first of equals
+    return c, rest[c]
 
 
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
@@ -246,3 +289,119 @@ def sketch_matrix(
     assert probabilities is not None
     index, square = sample(sketch, probabilities, k, seed)
     return gather(eye, index, square.sqrt()).T
+
+
+# ------------------------------------------------------------------------------ the linear layer
+
+
+NO_SECOND = (
+    "sublimate.randomized_linear: no second derivative. The gradient of the weight is a random "
+    "estimate from a sketch of the input, and what it would need to be differentiated is not kept; "
+    "use torch.nn.functional.linear where second derivatives matter."
+)
+
+
+class SketchedLinear(torch.autograd.Function):
+    """y = x W^T + b exactly; dW = (S^T dy)^T (S^T x), dx and db exact.
+
+    Inputs: x (..., I); weight (O, I); bias (O,) or None; kept = S^T x (k, I), for samplers with
+    squared entries of S; index (k,) for samplers, else None; seed for the others, else None;
+    sketch and k. x and kept have the dtype in which to compute; weight and bias may have another.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        x, weight, bias, kept, index, seed, sketch: str, k: int
+    ) -> Tensor:
+        return exact_linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        keep_for_backward(ctx, *inputs)
+
+    @staticmethod
+    @refuse_double_backward(NO_SECOND)
+    def backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def]
+        def sketched(rows: Tensor, index: Tensor | None, seed: Tensor | None) -> Tensor:
+            if index is not None:
+                return gather(rows, index)
+            assert seed is not None
+            return project(rows, ctx.sketch, ctx.k, seed)
+
+        return gradients(ctx, dy, sketched)
+
+
+class without_autocast:
+    """Context manager: autocast is off for this kind of device, where it is on."""
+
+    def __init__(self, device: torch.device) -> None:
+        on = torch.is_autocast_enabled(device.type)
+        self.inner = torch.autocast(device.type, enabled=False) if on else None
+
+    def __enter__(self) -> None:
+        if self.inner is not None:
+            self.inner.__enter__()
+
+    def __exit__(self, *arguments: Any) -> None:
+        if self.inner is not None:
+            self.inner.__exit__(*arguments)
+
+
+def exact_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b in x's dtype, whatever that of the parameters."""
+    with without_autocast(x.device):
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def keep_for_backward(  # type: ignore[no-untyped-def]
+    ctx, x, weight, bias, kept, index, seed, sketch: str, k: int
+) -> None:
+    """Saves the sketch, its seed or indices, and the weight if dx is wanted."""
+    ctx.sketch, ctx.k = sketch, k
+    ctx.parameter_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+    ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, kept, index, seed)
+
+
+def gradients(ctx, dy: Tensor, sketched):  # type: ignore[no-untyped-def]
+    """dx, dW, db and None for the other inputs; ``sketched(rows, index, seed)`` is S^T rows."""
+    weight, kept, index, seed = ctx.saved_tensors
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    dx = dweight = dbias = None
+    rows = dy.reshape(-1, dy.shape[-1])
+    with without_autocast(dy.device):
+        # dW first: its sketch of dy is gone before dx, as large as x, is there.
+        if need_weight:
+            dweight = (sketched(rows, index, seed).T @ kept).to(ctx.parameter_dtype)
+        if need_x:
+            dx = dy @ weight.to(dy.dtype)
+        if need_bias:
+            dbias = rows.sum(0).to(ctx.bias_dtype)
+    return dx, dweight, dbias, *(None,) * 5
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sketch: str,
+    k: int,
+    seed: Tensor,
+    probabilities: Tensor | None = None,
+) -> Tensor:
+    """The layer as every backend computes it: all of the family in one function.
+
+    Args:
+        x: (..., I). weight: (O, I). bias: (O,) or None.
+        sketch: a name in ``SKETCHES``. k: rows to keep. seed: 0-dim int64.
+        probabilities: (N,) float64 for samplers; None: ``row_probabilities`` of x.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if sketch in OBLIVIOUS:
+        kept = project(rows, sketch, k, seed)
+        return SketchedLinear.apply(x, weight, bias, kept, None, seed, sketch, k)
+    p = row_probabilities(rows) if probabilities is None else probabilities
+    index, square = sample(sketch, p, k, seed)
+    kept = gather(rows, index, square.to(accumulator(x.dtype)))
+    return SketchedLinear.apply(x, weight, bias, kept, index, None, sketch, k)

@@ -1,0 +1,192 @@
+// Path integrals on the CPU: straight paths and the sums along them. Compiled once per
+// instruction-set level (common/isa.h).
+//
+// Work is cut into pieces of one sample by BLOCK numbers; a piece goes through all points while x,
+// the start and the sums lie in L1, so that memory sees each point once.
+
+#include "path_integral/cpu.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace sublimate::path_integral::SUBLIMATE_ISA {
+namespace {
+
+template <class T>
+struct PointsPiece {
+  using A = arith_t<T>;
+  static constexpr int L = LANES<A>;
+  const Points& p;
+  bool stream;
+
+  // Numbers e .. e + n of all points of sample b; n <= BLOCK.
+  void run(int64_t b, int64_t e, int n) const {
+    const A* x = static_cast<const A*>(p.x) + b * p.size + e;
+    const A stdev = p.noise.stdev ? static_cast<const A*>(p.noise.stdev)[b] : A(0);
+    alignas(64) A normal[BLOCK + 64];
+    for (int64_t k = 0; k < p.points; ++k) {
+      const A* start = start_of<A>(p.starts, k, b, p.samples, p.size) + e;
+      const A alpha = weight_at<A>(p.alpha, k, b, p.samples);
+      T* out = static_cast<T*>(p.out) + (k * p.samples + b) * p.size + e;
+      if (p.noise.stdev) {
+        draw(p.noise, p.noise.row[b] + k * p.noise.step + e, n, normal);
+        write(x, start, alpha, stdev, normal, out, n);
+      } else {
+        write(x, start, alpha, out, n);
+      }
+    }
+  }
+
+  SUBLIMATE_HD static Vector<A> mixed(const A* x, const A* start, A alpha) {
+    const Vector<A> s = load_lanes(start);
+    return s + alpha * (load_lanes(x) - s);
+  }
+
+  void write(const A* x, const A* start, A alpha, T* out, int n) const {
+    const bool past = stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    int i = 0;
+    for (; i + 2 * L <= n; i += 2 * L) {
+      write_pair(out + i, mixed(x + i, start + i, alpha), mixed(x + i + L, start + i + L, alpha),
+                 past);
+    }
+    for (; i < n; i += L) {
+      const int m = std::min(L, n - i);
+      const Vector<A> s = load_some(start + i, m);
+      put(out + i, s + alpha * (load_some(x + i, m) - s), m);
+    }
+    end_streaming(past);
+  }
+
+  void write(const A* x, const A* start, A alpha, A stdev, const A* normal, T* out, int n) const {
+    const bool past = stream && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    int i = 0;
+    for (; i + 2 * L <= n; i += 2 * L) {
+      write_pair(out + i, mixed(x + i, start + i, alpha) + stdev * load_lanes(normal + i),
+                 mixed(x + i + L, start + i + L, alpha) + stdev * load_lanes(normal + i + L), past);
+    }
+    for (; i < n; i += L) {
+      const int m = std::min(L, n - i);
+      const Vector<A> s = load_some(start + i, m);
+      put(out + i, s + alpha * (load_some(x + i, m) - s) + stdev * load_lanes(normal + i), m);
+    }
+    end_streaming(past);
+  }
+};
+
+template <class T>
+int points_as(const Points& p) {
+  const PointsPiece<T> piece{
+      p, worth_streaming(nullptr, p.points * p.samples * p.size * int64_t(sizeof(T)))};
+  each_piece(p.samples, p.size, p.points, p.exec.threads,
+             [&](int64_t b, int64_t e, int n) { piece.run(b, e, n); });
+  return kOk;
+}
+
+// first and second sums of BLOCK numbers.
+template <class T>
+struct SumPiece {
+  using A = arith_t<T>;
+  static constexpr int L = LANES<A>;
+  const Accumulate& a;
+
+  template <bool difference, bool second>
+  void run(int64_t b, int64_t e, int n) const {
+    alignas(64) A sum[BLOCK + 64], squares[BLOCK + 64];
+    std::fill_n(sum, n + L, A(0));
+    if (second) std::fill_n(squares, n + L, A(0));
+    const A* x = difference ? static_cast<const A*>(a.x) + b * a.size + e : nullptr;
+    for (int64_t k = 0; k < a.points; ++k) {
+      const A w = weight_at<A>(a.weight, k, b, a.samples);
+      const T* g = static_cast<const T*>(a.grads) + (k * a.samples + b) * a.size + e;
+      const A* start = difference ? start_of<A>(a.starts, k, b, a.samples, a.size) + e : nullptr;
+      int i = 0;
+      for (; i + L <= n; i += L) {
+        Vector<A> t = load_lanes(g + i);
+        if (difference) t = t * (load_lanes(x + i) - load_lanes(start + i));
+        tile::store(sum + i, tile::load(sum + i) + w * t);
+        if (second) tile::store(squares + i, tile::load(squares + i) + w * (t * t));
+      }
+      if (i < n) {
+        Vector<A> t = load_some(g + i, n - i);
+        if (difference) t = t * (load_some(x + i, n - i) - load_some(start + i, n - i));
+        tile::store(sum + i, tile::load(sum + i) + w * t);
+        if (second) tile::store(squares + i, tile::load(squares + i) + w * (t * t));
+      }
+    }
+    finish(sum, a.acc, a.first, b * a.size + e, n);
+    if (second) finish(squares, a.square, a.second, b * a.size + e, n);
+  }
+
+  void finish(const A* sum, const void* before, void* after, int64_t at, int n) const {
+    const A* from = static_cast<const A*>(before);
+    A* to = static_cast<A*>(after) + at;
+    for (int i = 0; i < n; ++i) to[i] = from ? from[at + i] + sum[i] : sum[i];
+  }
+};
+
+template <class T>
+int accumulate_as(const Accumulate& a) {
+  const SumPiece<T> piece{a};
+  each_piece(a.samples, a.size, a.points, a.exec.threads, [&](int64_t b, int64_t e, int n) {
+    if (a.x) {
+      a.second ? piece.template run<true, true>(b, e, n) : piece.template run<true, false>(b, e, n);
+    } else {
+      a.second ? piece.template run<false, true>(b, e, n)
+               : piece.template run<false, false>(b, e, n);
+    }
+  });
+  return kOk;
+}
+
+template <class T>
+int difference_as(const Difference& d) {
+  using A = arith_t<T>;
+  constexpr int L = LANES<A>;
+  each_piece(d.samples, d.size, d.points, d.exec.threads, [&](int64_t b, int64_t e, int n) {
+    const A* x = static_cast<const A*>(d.x) + b * d.size + e;
+    const A* up = static_cast<const A*>(d.up) + b * d.size + e;
+    for (int64_t k = 0; k < d.points; ++k) {
+      const A* start = start_of<A>(d.starts, k, b, d.samples, d.size) + e;
+      const A w = weight_at<A>(d.weight, k, b, d.samples);
+      T* out = static_cast<T*>(d.out) + (k * d.samples + b) * d.size + e;
+      for (int i = 0; i < n; i += L) {
+        const int m = std::min(L, n - i);
+        const Vector<A> there = load_some(x + i, m) - load_some(start + i, m);
+        put(out + i, w * (load_some(up + i, m) * there), m);
+      }
+    }
+  });
+  return kOk;
+}
+
+// Rows are summed in double, in order.
+template <class A>
+int scale_as(const Scale& s) {
+  A* const sums = static_cast<A*>(s.sums);
+  parallel_for(s.samples, 1, divide_up(GRAIN, std::max<int64_t>(s.size, 1)), s.exec.threads,
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t b = begin; b < end; ++b) {
+                   const A* x = static_cast<const A*>(s.x) + b * s.size;
+                   const A* base =
+                       static_cast<const A*>(s.base) + (s.base_rows == 1 ? 0 : b * s.size);
+                   const A* acc = static_cast<const A*>(s.acc) + b * s.size;
+                   A* out = static_cast<A*>(s.out) + b * s.size;
+                   double total = 0;
+                   for (int64_t e = 0; e < s.size; ++e) {
+                     out[e] = (x[e] - base[e]) * acc[e];
+                     total += double(out[e]);
+                   }
+                   sums[b] = A(total);
+                 }
+               });
+  return kOk;
+}
+
+}  // namespace
+
+int points(const Points& p) { SUBLIMATE_PATH_RUN(points_as, p); }
+int accumulate(const Accumulate& a) { SUBLIMATE_PATH_RUN(accumulate_as, a); }
+int difference(const Difference& d) { SUBLIMATE_PATH_RUN(difference_as, d); }
+int scale(const Scale& s) { SUBLIMATE_PATH_RUN_WIDE(scale_as, s); }
+
+}  // namespace sublimate::path_integral::SUBLIMATE_ISA
