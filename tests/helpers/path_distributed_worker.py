@@ -50,8 +50,10 @@ def main(rank: int, store: str) -> None:
         count.clear()
         together = run(group=group)
         assert len(count) == 1, f"{name}: {len(count)} all-reduces"
-        torch.testing.assert_close(together, alone, atol=1e-6 if together.dtype != torch.float64
-                                   else 1e-13, rtol=0, msg=lambda m, name=name: f"{name}: {m}")  # fmt: skip
+        atol = 1e-13 if together.dtype == torch.float64 else 1e-6
+        torch.testing.assert_close(
+            together, alone, atol=atol, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
     try:
         pi.integrated_gradients(model, batch, B, 1, group=group, create_graph=True)
     except ValueError as error:

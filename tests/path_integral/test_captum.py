@@ -14,7 +14,7 @@ from torch import Tensor, nn
 captum = pytest.importorskip(
     "captum.attr", reason="captum is not installed; pip install captum==0.9.0"
 )
-pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor|ignore:Setting forward")
+pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor")
 F64 = torch.float64
 RELU = torch.nn.functional.relu
 
@@ -98,9 +98,21 @@ def test_layers() -> None:
         want = want[0] if isinstance(want, tuple) else want
         torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
         torch.testing.assert_close(delta, their, atol=1e-6, rtol=0)
-    several = [model[0], model[1]]
-    got = pi.LayerIntegratedGradients(model, several).attribute(x, b, 1)
-    want = captum.LayerIntegratedGradients(model, several).attribute(x, b, 1)
+
+
+def test_several_layers_walk_together() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 4).double(), nn.Linear(5, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.left(x).tanh().sum(1) * self.right(x).sin().sum(1)
+
+    model, x = Branches(), torch.randn(4, 5, dtype=F64)
+    layers = [model.left, model.right]
+    got = pi.LayerIntegratedGradients(model, layers).attribute(x, x / 3)
+    want = captum.LayerIntegratedGradients(model, layers).attribute(x, x / 3)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, atol=1e-6, rtol=0)
 
@@ -171,8 +183,9 @@ def check_complete(model: Any, inputs: Any, baselines: Any, **options: Any) -> A
     small = ig.attribute(inputs, baselines, n_steps=500, internal_batch_size=1, **options)
     for g, s in zip(pi.arguments.as_tuple(got), pi.arguments.as_tuple(small), strict=True):
         torch.testing.assert_close(g, s, atol=1e-5, rtol=1e-4)
+    zeros = (0,) * len(inputs) if isinstance(inputs, tuple) else 0
     again = ig.compute_convergence_delta(
-        got, baselines if baselines is not None else 0, inputs,
+        got, baselines if baselines is not None else zeros, inputs,
         options.get("target"), options.get("additional_forward_args"),
     )  # fmt: skip
     torch.testing.assert_close(again, delta, atol=1e-5, rtol=1e-4)

@@ -46,7 +46,9 @@ CASES: dict[str, Any] = {
         SMOOTH, x + b, 1, lam=0.3, sparsity=0.05, tol=1e-13, **K
     ),
     "full grad, inputs": lambda x, b: pi.full_grad(SMOOTH, x + b, 1, **K).input_part,
-    "full grad, biases": lambda x, b: tuple(pi.full_grad(SMOOTH, x + b, 1, **K).bias_parts.values()),
+    "full grad, biases": lambda x, b: tuple(
+        pi.full_grad(SMOOTH, x + b, 1, **K).bias_parts.values()
+    ),
     "hessian": lambda x, b: pi.integrated_hessian(SMOOTH, x, b, 1, n_steps=2, **K),
     "layer": lambda x, b: pi.LayerIntegratedGradients(SMOOTH, SMOOTH[0], **K).attribute(
         x, b, 1, n_steps=3

@@ -1,4 +1,4 @@
-"""Kinds of models and numbers: 16 bits, complex, normalisation, embeddings, compiled, transformers."""
+"""Kinds of models and numbers: 16 bits, complex, normalisation, embeddings, compiled."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from .igos import Masks, blurred, igos
 from .layers import layer_integrated_gradients
 from .moreau import MoreauInfo, moreau_grad
 from .path import Info
+from .plot import plot, plot_series
 from .priors import IGRegularizer, attribution_prior
 from .shap import gradient_shap
 from .smooth import smooth_grad
@@ -51,6 +52,8 @@ __all__ = [
     "moreau_grad",
     "norm_grad",
     "norm_grad_maps",
+    "plot",
+    "plot_series",
     "quadrature",
     "reference",
     "smooth_grad",

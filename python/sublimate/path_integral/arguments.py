@@ -282,10 +282,13 @@ class Target:
                     "target", f"indices below {size}, the size of the output",
                     high if high >= size else low,
                 )  # fmt: skip
-        if not any(isinstance(t, Tensor) for t in index):
-            return output[(slice(None), *index)]
-        where = [t.to(output.device).repeat(points) if isinstance(t, Tensor) else t for t in index]
-        return output[(torch.arange(rows, device=output.device), *where)]
+        place: tuple[Any, ...] = (slice(None), *index)
+        if any(isinstance(t, Tensor) for t in index):
+            where = [
+                t.to(output.device).repeat(points) if isinstance(t, Tensor) else t for t in index
+            ]
+            place = (torch.arange(rows, device=output.device), *where)
+        return output[place]
 
 
 def select_args(args: Sequence[Any], rows: slice | Tensor, batch: int) -> tuple[Any, ...]:

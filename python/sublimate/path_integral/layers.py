@@ -140,8 +140,8 @@ def layer_integrated_gradients(
         layers), and ``Info`` with delta.
     """
     forward = eager(forward)
-    several = isinstance(layer, (list, tuple, nn.ModuleList))
-    layers = list(layer) if several else [layer]  # type: ignore[arg-type, list-item]
+    several = isinstance(layer, (list, tuple))
+    layers: list[Any] = list(as_tuple(layer)) if several else [layer]
     for one in layers:
         if not isinstance(one, nn.Module):
             raise fail_type("layer", "a torch.nn.Module or a list of them", one)
@@ -201,5 +201,5 @@ def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                                  "of the batch", tuple(b.shape))  # fmt: skip
             found.append(b.to(x.device).expand(x.shape))
         else:
-            found.append(torch.full_like(x, 0 if b is None else b))  # type: ignore[arg-type]
+            found.append(torch.full_like(x, 0 if b is None else b))
     return tuple(found)

@@ -140,4 +140,4 @@ class IGRegularizer(nn.Module):
                 backend=self.backend,
             )
             both.append(a.flatten(1))
-        return (1 - torch.nn.functional.cosine_similarity(*both, dim=1)).mean()
+        return (1 - torch.nn.functional.cosine_similarity(both[0], both[1], dim=1)).mean()

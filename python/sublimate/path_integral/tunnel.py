@@ -128,7 +128,8 @@ class NoiseTunnel:
             for i, p in enumerate(parts):
                 terms = p.reshape(own.count, batch, -1)
                 weight = own.weight.to(torch.float64 if p.dtype == torch.float64 else torch.float32)
-                sums[i] = autograd.accumulate(terms, weight, *sums[i], second, backend)
+                mean, square = sums[i]
+                sums[i] = autograd.accumulate(terms, weight, mean, square, second, backend)
         result = []
         for (mean, square), shape in zip(sums, shapes, strict=True):
             value = mean if not second else square
