@@ -137,7 +137,8 @@ def _measure(
                 found[name].append(_Batch())
             with torch.enable_grad():
                 value = (loss or _loss)(model, batch)
-                torch.autograd.grad(value, [m.weight for m in layers.values()], allow_unused=True)
+                weights = [layer.get_parameter("weight") for layer in layers.values()]
+                torch.autograd.grad(value, weights, allow_unused=True)
             count += 1
             if count == max_batches:
                 break
