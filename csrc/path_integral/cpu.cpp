@@ -56,7 +56,9 @@ struct SumPiece {
       const T* g = static_cast<const T*>(a.grads) + (k * a.samples + b) * a.size + e;
       const A* start = difference ? start_of<A>(a.starts, k, b, a.samples, a.size) + e : nullptr;
       int i = 0;
+      const T* next = k + 1 < a.points ? g + a.samples * a.size : g;  // far away: read ahead
       for (; i + L <= n; i += L) {
+        __builtin_prefetch(next + i);
         Vector<A> t = load_lanes(g + i);
         if (difference) t = t * (load_lanes(x + i) - load_lanes(start + i));
         tile::store(sum + i, tile::load(sum + i) + w * t);

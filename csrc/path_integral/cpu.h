@@ -102,8 +102,25 @@ void draw(const Noise& noise, int64_t first, int n, A* normal) {
     const Philox4 r = philox_words(seed, counter + uint64_t(j), stream::gaussian);
     for (int w = 0; w < 4; ++w) words[w][j] = r.w[w];
   }
+  // normal_of in three loops, with the table read number by number between two that vectorise:
+  // gathers take more than twice as long in all (measured on a processor with AVX-512).
+  uint32_t segment[GROUPS];
+  float offset[GROUPS], start[GROUPS], slope[GROUPS];
   for (int w = 0; w < 4; ++w) {
-    for (int j = 0; j < groups; ++j) apart[w][j] = normal_of(words[w][j], table);
+    const uint32_t* word = words[w];
+    for (int j = 0; j < groups; ++j) {
+      const NormalPlace at = normal_place(word[j]);
+      segment[j] = at.segment;
+      offset[j] = at.offset;
+    }
+    for (int j = 0; j < groups; ++j) {
+      start[j] = table[segment[j]];
+      slope[j] = table[NORMAL_SEGMENTS + segment[j]];
+      asm volatile("");  // keeps the compiler from gathers
+    }
+    for (int j = 0; j < groups; ++j) {
+      apart[w][j] = normal_from(start[j], slope[j], offset[j], word[j]);
+    }
   }
   A drawn[4 * GROUPS];
   for (int j = 0; j < groups; ++j) {

@@ -78,7 +78,9 @@ void arriving(const MaskGrad& m, int64_t n, int64_t e, int count, arith_t<T>* to
       const A alpha = static_cast<const A*>(m.alpha)[k];
       const T* g = static_cast<const T*>(m.grads) + (k * m.images + n) * size + at;
       int i = 0;
+      const T* next = k + 1 < m.points ? g + m.images * size : g;  // far away: read ahead
       for (; i + L <= count; i += L) {
+        __builtin_prefetch(next + i);
         tile::store(sum + i, tile::load(sum + i) + alpha * load_lanes(g + i));
       }
       if (i < count) {
