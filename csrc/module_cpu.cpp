@@ -10,11 +10,15 @@
 #include "fewbit/bind.h"
 #include "multicut/bind.h"
 #include "multicut/graph.h"
+#include "randomized_linear/bind.h"
 
 SUBLIMATE_DECLARE_FEWBIT(base)
+SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(base)
 #if defined(SUBLIMATE_MULTIVERSION)
 SUBLIMATE_DECLARE_FEWBIT(v3)
+SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v3)
 SUBLIMATE_DECLARE_FEWBIT(v4)
+SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v4)
 #endif
 
 SUBLIMATE_DECLARE_MULTICUT(base)
@@ -83,6 +87,19 @@ Target cpu_target(Isa isa) {
 }
 
 }  // namespace multicut
+
+namespace randomized_linear {
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return {v4::project, v4::gather, v4::hadamard};
+  if (isa == Isa::v3) return {v3::project, v3::gather, v3::hadamard};
+#endif
+  (void)isa;
+  return {base::project, base::gather, base::hadamard};
+}
+
+}  // namespace randomized_linear
 }  // namespace sublimate
 
 PYBIND11_MODULE(_C, m) {
@@ -93,4 +110,5 @@ PYBIND11_MODULE(_C, m) {
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
   sublimate::multicut::bind(m, sublimate::multicut::cpu_target(isa));
   sublimate::multicut::bind_graph(m);
+  sublimate::randomized_linear::bind(m, sublimate::randomized_linear::cpu_target(isa));
 }

@@ -8,6 +8,7 @@
 #include "common/launch.h"
 #include "fewbit/bind.h"
 #include "multicut/bind.h"
+#include "randomized_linear/bind.h"
 
 #ifndef SUBLIMATE_CUDA_ARCHITECTURES
 #define SUBLIMATE_CUDA_ARCHITECTURES "emulated"
@@ -15,6 +16,7 @@
 
 SUBLIMATE_DECLARE_FEWBIT(cuda)
 SUBLIMATE_DECLARE_MULTICUT(cuda)
+SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(cuda)
 
 PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   using namespace sublimate;
@@ -26,4 +28,6 @@ PYBIND11_MODULE(SUBLIMATE_MODULE, m) {
   multicut::bind(m, {multicut::cuda::topk, multicut::cuda::negative_sum, multicut::cuda::contract,
                      multicut::cuda::best_cluster, multicut::cuda::move, multicut::cuda::gaec,
                      nullptr, nullptr});
+  randomized_linear::bind(m, {randomized_linear::cuda::project, randomized_linear::cuda::gather,
+                              randomized_linear::cuda::hadamard});
 }

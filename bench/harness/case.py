@@ -20,19 +20,29 @@ class Unavailable(RuntimeError):
     """Raised by ``Provider.make``: this provider cannot run on this machine, and why."""
 
 
+Verify = Callable[[Forward, tuple[Tensor, ...], Tensor], list[Measurement]]
+GradientError = Callable[[Forward, tuple[Tensor, ...], Tensor], float]
+
+
 @dataclass(frozen=True)
 class Provider:
     """One way to compute the result.
 
     Attributes:
-        name: "eager", "compile", or "sublimate-<backend>".
+        name: "eager", "compile", "sublimate-<backend>" or "sublimate-<backend>-<variant>".
         make: () -> the forward, called once; raises Unavailable where it cannot run here.
         peer: other people's way, to which ours are compared.
+        verify, gradient_error, bars, flops: where this provider's differ from the case's, for
+            variants of an op that take turns with one another and one peer.
     """
 
     name: str
     make: Callable[[], Forward]
     peer: bool = False
+    verify: Verify | None = None
+    gradient_error: GradientError | None = None
+    bars: dict[str, float] | None = None
+    flops: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Case:
     Attributes:
         id: unique, "family/op/bits/dtype/size/device".
         shapes: of the inputs, all of ``dtype``.
+        output: shape of the result; that of the first input if None.
         bits: of the code, 0 where there is none.
         bytes_moved, flops: of each mode, ours: the least that the algorithm must move and compute.
         providers: in the order of the table; the first peer is the one the bars refer to.
@@ -63,12 +74,13 @@ class Case:
     bytes_moved: dict[str, int]
     flops: dict[str, int]
     providers: tuple[Provider, ...]
-    verify: Callable[[Forward, tuple[Tensor, ...], Tensor], list[Measurement]]
-    gradient_error: Callable[[Forward, tuple[Tensor, ...], Tensor], float]
+    verify: Verify
+    gradient_error: GradientError
     bars: dict[str, float] = field(default_factory=dict)
     least_fraction: float = 0.0
     modes: tuple[str, ...] = MODES
     calls: int = 1
+    output: tuple[int, ...] | None = None
 
     @property
     def elements(self) -> int:
@@ -82,4 +94,5 @@ class Case:
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
 
-        return tuple(normal(s).requires_grad_() for s in self.shapes), normal(self.shapes[0])
+        leaves = tuple(normal(s).requires_grad_() for s in self.shapes)
+        return leaves, normal(self.output or self.shapes[0])

@@ -9,7 +9,7 @@ from typing import Any
 from . import record
 
 _COLOURS = {"eager": "#8a8f98", "compile": "#c9b458"}
-_OURS = ("#3d8fd1", "#1d4e89", "#7cc4b8")
+_OURS = ("#3d8fd1", "#1d4e89", "#7cc4b8", "#b07aa1", "#e0915b", "#5f8f4e", "#9c6b4a", "#d4788c")
 _MODES = {"fwd": "forward", "bwd": "backward", "both": "both"}
 _FAINT = "#d9dde3"
 
@@ -88,7 +88,8 @@ def _times(rows: list[dict[str, str]], path: Path) -> Path:
     cases = list(dict.fromkeys(r["case"] for r in rows))
     providers = list(dict.fromkeys(r["provider"] for r in rows))
     colours = _colours(providers)
-    figure, grid = _axes(len(modes), 1, max(6.0, 1.1 * len(cases) + 2), 2.4 * len(modes) + 0.6)
+    each = max(1.1, 0.25 * len(providers))
+    figure, grid = _axes(len(modes), 1, max(6.0, each * len(cases) + 2), 2.4 * len(modes) + 0.6)
     found = {(r["case"], r["mode"], r["provider"]): r for r in rows}
     width = 0.8 / len(providers)
     for axes, mode in zip(grid[:, 0], modes, strict=True):

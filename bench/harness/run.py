@@ -91,7 +91,7 @@ def main(
     else:
         shown = Console()
         # A table that is piped somewhere should not be folded to 80 columns.
-        shown = shown if shown.is_terminal else Console(width=150)
+        shown = shown if shown.is_terminal else Console(width=160)
         if rows:
             shown.print(
                 f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}"

@@ -16,7 +16,7 @@ from .case import Case, Forward, Provider, Unavailable
 from .record import Row
 
 #: Families that have cases, ``bench.<family>.cases.cases(quick)``.
-FAMILIES = ("fewbit",)
+FAMILIES = ("fewbit", "randomized_linear")
 
 
 def collect(families: tuple[str, ...], pattern: str, quick: bool) -> list[Case]:
@@ -81,7 +81,8 @@ def _prepare(
     try:
         forward = provider.make()
         torch.autograd.grad(forward(*inputs), inputs, dy)
-        measured = [] if provider.peer else case.verify(forward, inputs, dy)
+        verify = provider.verify or case.verify
+        measured = [] if provider.peer else verify(forward, inputs, dy)
     except Exception as error:
         first = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {first[0] if first else ''}"[:300]
@@ -118,10 +119,11 @@ def _rows(
         held.append(forward(*inputs))
 
     held: list[torch.Tensor] = []
+    gradient_error = provider.gradient_error or case.gradient_error
     shared: Row = {
         "provider": provider.name,
         "saved_bytes": int(memory.saved_bytes(forward, *inputs)),
-        "gradient_error": f"{case.gradient_error(forward, inputs, dy):.4g}",
+        "gradient_error": f"{gradient_error(forward, inputs, dy):.4g}",
         "parity": "peer" if provider.peer else "pass",
         "copy_gbs": f"{ceiling.copy / 1e9:.4g}",
         "matmul_gflops": f"{ceiling.matmul / 1e9:.4g}",
@@ -130,7 +132,7 @@ def _rows(
     for mode in case.modes:
         taken = samples[mode, provider.name]
         low, middle, high = timing.quantiles(taken)
-        moved, flops = case.bytes_moved[mode], case.flops[mode]
+        moved, flops = case.bytes_moved[mode], (provider.flops or case.flops)[mode]
         least, bound = ceiling.roofline_ms(moved, flops)
         row: Row = {
             **base,
@@ -155,15 +157,17 @@ def _rows(
                 median = timing.quantiles(samples[mode, peer])[1]
                 row[f"ratio_{peer}"] = f"{middle / median:.4g}"
         if not provider.peer:
-            row |= _bars(case, mode, peers, row, least / middle)
+            row |= _bars(case, provider, mode, peers, row, least / middle)
         yield row
 
 
-def _bars(case: Case, mode: str, peers: list[str], row: Row, fraction: float) -> Row:
+def _bars(
+    case: Case, provider: Provider, mode: str, peers: list[str], row: Row, fraction: float
+) -> Row:
     """What the case should reach, and whether it did ("yes", "no", or empty without a bar)."""
     met = []
     bars: Row = {}
-    limit = case.bars.get(mode, math.inf)
+    limit = (case.bars if provider.bars is None else provider.bars).get(mode, math.inf)
     ratio = row.get(f"ratio_{peers[0]}") if peers else None
     if limit < math.inf and ratio is not None:
         bars["bar"] = limit

@@ -29,6 +29,11 @@ template <class A>
 SUBLIMATE_HD A at_least(A x, A bound) {
   return x < bound ? bound : x;
 }
+// x cut to [-bound, bound]; what becomes of a NaN is open.
+template <class A>
+SUBLIMATE_HD A cut(A x, A bound) {
+  return at_least(at_most(x, bound), -bound);
+}
 SUBLIMATE_HD float absolute(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 SUBLIMATE_HD double absolute(double x) { return x < 0 ? -x : x; }
 // p * 2^k, given k + 1.5 * 2^23 too. Biased exponents 0 and 255 make 0 and inf.
@@ -70,7 +75,12 @@ SUBLIMATE_HD V exp(V x) {
   // k = round(x / ln 2) by the float adder: 1.5 * 2^23 leaves k in the low mantissa bits.
   const V shifted = x * V(1.44269504f) + V(12582912.0f);
   const V k = shifted - V(12582912.0f);
+#if defined(__FMA__)
+  // One fused step: k ln 2 is exact before the sum, and ln 2 in fp32 is off by 1.9e-9.
+  const V r = x - k * V(0.693147181f);
+#else
   const V r = (x - k * V(0.693145752f)) - k * V(1.42860677e-6f);
+#endif
   constexpr float c[] = {1.0f,         1.0f,         0.4999999f,   0.1666642f,
                          0.041668225f, 0.008374818f, 0.0013836834f};  // 1.9e-9
   return times_power_of_two(polynomial(c, r), k, shifted);
@@ -89,9 +99,9 @@ SUBLIMATE_HD V centred_cdf(V x) {
                          0.00016457283f, 6.3015823e-6f, 2.2931209e-8f};  // 1.7e-8
   constexpr float q[] = {1.0f,          0.2505352f,   0.028416079f,
                          0.0018606407f, 7.216673e-5f, 1.1990293e-6f};
-  // Beyond |x| = 5.5 the product grows past 1/2 and is cut there.
-  const V inner = x * quotient(polynomial(p, u), polynomial(q, u));
-  return at_least(at_most(inner, V(0.5f)), V(-0.5f));
+  // Beyond |x| = 5.5 the product grows past 1/2 and is cut there. A NaN may be cut too: whoever
+  // calls multiplies by x.
+  return cut(x * quotient(polynomial(p, u), polynomial(q, u)), V(0.5f));
 #endif
 }
 

@@ -28,9 +28,14 @@ SUBLIMATE_HD Philox4 philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32
   return Philox4{{c0, c1, c2, c3}};
 }
 
-// Words of elements 4 * counter .. 4 * counter + 3 of the stream of a 64-bit seed.
-SUBLIMATE_HD Philox4 philox_words(uint64_t seed, uint64_t counter) {
-  return philox4x32_10(uint32_t(counter), uint32_t(counter >> 32), 0u, 0u, uint32_t(seed),
+// Streams of one seed: independent sequences for different purposes (counter word c2).
+namespace stream {
+constexpr uint32_t uniform = 0, sign = 1, permutation = 2, gaussian = 3, rademacher = 4, draw = 5;
+}
+
+// Words 4 * counter .. 4 * counter + 3 of a stream of a 64-bit seed.
+SUBLIMATE_HD Philox4 philox_words(uint64_t seed, uint64_t counter, uint32_t stream = 0) {
+  return philox4x32_10(uint32_t(counter), uint32_t(counter >> 32), stream, 0u, uint32_t(seed),
                        uint32_t(seed >> 32));
 }
 

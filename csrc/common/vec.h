@@ -62,6 +62,8 @@ SUBLIMATE_HD Vec pick(Mask m, Vec yes, Vec no) {
 // The minimum and maximum instructions return their second operand if either is NaN: x stays.
 SUBLIMATE_HD Vec at_most(Vec x, Vec bound) { return _mm512_min_ps(bound.lanes, x.lanes); }
 SUBLIMATE_HD Vec at_least(Vec x, Vec bound) { return _mm512_max_ps(bound.lanes, x.lanes); }
+// The smaller of two magnitudes with the sign of x, in one instruction.
+SUBLIMATE_HD Vec cut(Vec x, Vec bound) { return _mm512_range_ps(x.lanes, bound.lanes, 0x2); }
 SUBLIMATE_HD Vec absolute(Vec x) { return _mm512_abs_ps(x.lanes); }
 SUBLIMATE_HD Vec times_power_of_two(Vec p, Vec k, Vec) {
   return _mm512_scalef_ps(p.lanes, k.lanes);
@@ -127,6 +129,38 @@ SUBLIMATE_HD void store32(bfloat_t* p, Vec low, Vec high, bool stream) {
                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
   store64bytes(p, _mm512_permutex2var_epi16(u[0], _mm512_load_si512(upper), u[1]), stream);
+}
+
+// 32 consecutive elements as two vectors, in whatever split is cheapest: for elementwise work only.
+struct VecPair {
+  Vec first, second;
+};
+template <class T>
+SUBLIMATE_HD VecPair load_pair(const T* p) {
+  return {load16(p), load16(p + 16)};
+}
+template <class T>
+SUBLIMATE_HD void store_pair(T* p, VecPair x, bool stream) {
+  store32(p, x.first, x.second, stream);
+}
+// bf16: even elements and odd ones, which are the halves of 32-bit lanes.
+SUBLIMATE_HD VecPair load_pair(const bfloat_t* p) {
+  const __m512i u = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(u, 16)),
+          _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(int(0xffff0000u))))};
+}
+SUBLIMATE_HD void store_pair(bfloat_t* p, VecPair x, bool stream) {
+  // Rounds to nearest even as store32 does, on the halves: up if the lower one, counting the last
+  // kept bit as one more, is above a half. A NaN's lower half is zero and adds nothing.
+  const __mmask32 odd = 0xaaaaaaaau;
+  const __m512i even_bits = _mm512_castps_si512(x.first.lanes);
+  const __m512i odd_bits = _mm512_castps_si512(x.second.lanes);
+  const __m512i high = _mm512_mask_mov_epi16(_mm512_srli_epi32(even_bits, 16), odd, odd_bits);
+  const __m512i low = _mm512_mask_mov_epi16(even_bits, odd, _mm512_slli_epi32(odd_bits, 16));
+  const __m512i one = _mm512_set1_epi16(1), half = _mm512_set1_epi16(int16_t(0x8000));
+  const __m512i tie = _mm512_adds_epu16(low, _mm512_and_si512(high, one));
+  const __mmask32 up = _mm512_cmpgt_epu16_mask(tie, half);
+  store64bytes(p, _mm512_mask_add_epi16(high, up, high, one), stream);
 }
 
 // Whether to write an output past the caches: it is larger than they are, so that nothing is lost

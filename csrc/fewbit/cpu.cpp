@@ -12,8 +12,8 @@
 
 #include "common/error.h"
 #include "common/parallel.h"
-#include "common/philox.h"
 #include "common/simd.h"
+#include "fewbit/encode.h"
 #include "fewbit/fewbit_math.h"
 #include "fewbit/kernels.h"
 
@@ -23,230 +23,6 @@ namespace sublimate::fewbit::SUBLIMATE_ISA {
 namespace {
 
 constexpr int64_t GRAIN = 16384;  // elements below which a thread costs more than it brings
-
-// Most borders that the vector search below takes: a decision tree of depth 5.
-constexpr int DEPTH = 5;
-
-template <class A>
-struct Tables {
-  // Borders rounded to the element type, and what each changes: crossing border i flips the bits of
-  // code[i] ^ code[i + 1], so code(x) = code[0] ^ (xor of flips of the borders below x).
-  A border[MAX_BORDERS];
-  uint32_t flip[MAX_BORDERS];
-  uint32_t first;
-  int count;
-  // The same as a decision tree. Level l compares x with node[l][path], where bit k of path is the
-  // outcome at level k, and leaf[path] is the code: each lookup is one vector permute.
-  int depth;
-  A node[DEPTH][16];
-  uint32_t leaf[1 << DEPTH];
-  bool ordered;  // 2^bits intervals with codes 0, 1, 2 ...: depth == bits, outcomes are the bits
-};
-
-template <class T, class A>
-Tables<A> read_tables(const Borders& table, int bits) {
-  Tables<A> t;
-  t.count = table.count;
-  t.first = table.codes[0];
-  for (int i = 0; i < table.count; ++i) {
-    t.border[i] = round_to<T>(static_cast<const A*>(table.borders)[i]);
-    t.flip[i] = table.codes[i] ^ table.codes[i + 1];
-  }
-  t.ordered = table.count + 1 == 1 << bits;
-  for (int i = 0; i <= table.count; ++i) t.ordered = t.ordered && table.codes[i] == i;
-  t.depth = 0;
-  while ((1 << t.depth) <= table.count) ++t.depth;
-  if (t.depth > DEPTH) return t;
-  // A path means the interval sum of bit_k << (depth - 1 - k); missing borders are +inf, above
-  // which only NaN goes, and NaN belongs to the last interval.
-  const auto interval = [&](int path, int levels) {
-    int at = 0;
-    for (int k = 0; k < levels; ++k) at += ((path >> k) & 1) << (t.depth - 1 - k);
-    return at;
-  };
-  for (int level = 0; level < t.depth; ++level) {
-    for (int path = 0; path < (1 << level); ++path) {
-      const int i = interval(path, level) + (1 << (t.depth - 1 - level)) - 1;
-      t.node[level][path] = i < t.count ? t.border[i] : A(INFINITY);
-    }
-  }
-  for (int path = 0; path < (1 << t.depth); ++path) {
-    t.leaf[path] = table.codes[std::min(interval(path, t.depth), t.count)];
-  }
-  return t;
-}
-
-// Levels padded to 16 so that a vector permute may read all of them.
-template <class A>
-struct Levels {
-  A value[MAX_LEVELS];
-};
-
-template <class A>
-Levels<A> read_levels(const void* levels, int bits) {
-  Levels<A> t{};
-  std::memcpy(t.value, levels, sizeof(A) << bits);
-  return t;
-}
-
-inline int words_of(int n) { return (n + GROUP - 1) / GROUP; }
-
-// ---------------------------------------------------------------------------------- codes -> words
-
-// code[0 .. n) to bit planes; code has room to the next multiple of 32 and is padded with zeros
-// here.
-inline void pack_block(uint32_t* code, int n, int bits, uint32_t* packed) {
-  if (n <= 0) return;
-  const int groups = words_of(n);
-  for (int j = n; j < groups * GROUP; ++j) code[j] = 0;
-  for (int g = 0; g < groups; ++g) {
-    const uint32_t* c = code + g * GROUP;
-#if defined(__AVX512F__)
-    const __m512i low = _mm512_loadu_si512(c), high = _mm512_loadu_si512(c + 16);
-    for (int p = 0; p < bits; ++p) {
-      const __m512i bit = _mm512_set1_epi32(1 << p);
-      packed[g * bits + p] = uint32_t(_mm512_test_epi32_mask(low, bit)) |
-                             uint32_t(_mm512_test_epi32_mask(high, bit)) << 16;
-    }
-#else
-    for (int p = 0; p < bits; ++p) {
-      uint32_t word = 0;
-      for (int lane = 0; lane < GROUP; ++lane) word |= ((c[lane] >> p) & 1u) << lane;
-      packed[g * bits + p] = word;
-    }
-#endif
-  }
-}
-
-#if defined(__AVX512F__)
-// Half a word of plane p: the mask goes to memory without passing through integer registers.
-SUBLIMATE_HD void store_mask(uint32_t* word, int half, __mmask16 mask) {
-  std::memcpy(reinterpret_cast<char*>(word) + 2 * half, &mask, sizeof mask);
-}
-
-// Bit planes of the 32 codes in two vectors.
-SUBLIMATE_HD void pack32(const __m512i* code, int bits, uint32_t* word) {
-  for (int p = 0; p < bits; ++p) {
-    const __m512i bit = _mm512_set1_epi32(1 << p);
-    for (int half = 0; half < 2; ++half) {
-      store_mask(word + p, half, _mm512_test_epi32_mask(code[half], bit));
-    }
-  }
-}
-
-// Outcome of one level for lanes whose path so far is given.
-SUBLIMATE_HD __mmask16 outcome(Vec x, const float* node, __m512i path) {
-  const __m512 border = _mm512_permutexvar_ps(path, _mm512_loadu_ps(node));
-  return _mm512_cmp_ps_mask(x.lanes, border, _CMP_NLE_UQ);
-}
-
-// Codes of 32 elements by the decision tree, packed; depth is a compile-time constant. With
-// `ordered` the outcomes, first level to last, are the code's bits, highest to lowest: no leaves
-// are read.
-template <int depth, bool ordered>
-SUBLIMATE_HD void search32(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
-  __m512i code[2];
-  for (int half = 0; half < 2; ++half) {
-    __mmask16 above = _mm512_cmp_ps_mask(x[half].lanes, _mm512_set1_ps(t.node[0][0]), _CMP_NLE_UQ);
-    if (ordered) store_mask(word + depth - 1, half, above);
-    __m512i path = _mm512_maskz_set1_epi32(above, 1);
-    for (int level = 1; level < depth; ++level) {
-      above = outcome(x[half], t.node[level], path);
-      if (ordered) store_mask(word + depth - 1 - level, half, above);
-      if (!ordered || level + 1 < depth) {
-        path = _mm512_mask_or_epi32(path, above, path, _mm512_set1_epi32(1 << level));
-      }
-    }
-    if (!ordered) {
-      const __m512i low = _mm512_loadu_si512(t.leaf);
-      code[half] = depth < 5
-                       ? _mm512_permutexvar_epi32(path, low)
-                       : _mm512_permutex2var_epi32(low, path, _mm512_loadu_si512(t.leaf + 16));
-    }
-  }
-  if (!ordered) pack32(code, bits, word);
-}
-
-SUBLIMATE_HD void encode64(const Vec* x, const Tables<float>& t, int bits, uint32_t* word) {
-  for (int g = 0; g < 2; ++g, x += 2, word += bits) {
-    switch (t.ordered ? -t.depth : t.depth) {
-#define SUBLIMATE_SEARCH(depth)               \
-  case depth:                                 \
-    search32<depth, false>(x, t, bits, word); \
-    break;                                    \
-  case -depth:                                \
-    search32<depth, true>(x, t, bits, word);  \
-    break;
-      SUBLIMATE_SEARCH(1)
-      SUBLIMATE_SEARCH(2)
-      SUBLIMATE_SEARCH(3)
-      SUBLIMATE_SEARCH(4)
-      SUBLIMATE_SEARCH(5)
-#undef SUBLIMATE_SEARCH
-      default: {
-        __m512i code[2];
-        for (int half = 0; half < 2; ++half) {
-          code[half] = _mm512_set1_epi32(int(t.first));
-          for (int i = 0; i < t.count; ++i) {
-            const __mmask16 above =
-                _mm512_cmp_ps_mask(x[half].lanes, _mm512_set1_ps(t.border[i]), _CMP_NLE_UQ);
-            code[half] = _mm512_mask_xor_epi32(code[half], above, code[half],
-                                               _mm512_set1_epi32(int(t.flip[i])));
-          }
-        }
-        pack32(code, bits, word);
-      }
-    }
-  }
-}
-#endif
-
-// Codes of x[0 .. n) by the codebook, packed.
-template <class A>
-inline void encode_block(const A* x, int n, const Tables<A>& t, int bits, uint32_t* packed) {
-  int done = 0;
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<A, float>) {
-    for (; done + 64 <= n; done += 64) {
-      const float* from = x + done;
-      const Vec v[4] = {load16(from), load16(from + 16), load16(from + 32), load16(from + 48)};
-      encode64(v, t, bits, packed + done / GROUP * bits);
-    }
-    if (done == n) return;
-  }
-#endif
-  uint32_t code[BLOCK];
-  const int rest = n - done;
-  for (int j = 0; j < rest; ++j) code[j] = t.first;
-  for (int i = 0; i < t.count; ++i) {
-    const A border = t.border[i];
-    const uint32_t flip = t.flip[i];
-    for (int j = 0; j < rest; ++j) code[j] ^= x[done + j] <= border ? 0u : flip;
-  }
-  pack_block(code, rest, bits, packed + done / GROUP * bits);
-}
-
-// Stochastic rounding of v[0 .. n) between adjacent levels. Element j has global index first + j.
-template <class A>
-void encode_stochastic_block(const A* v, int n, int64_t first, int64_t seed,
-                             const Levels<A>& levels, int bits, uint32_t* packed) {
-  uint32_t code[BLOCK], word[BLOCK];
-  for (int j = 0; j < (n + 3) / 4; ++j) {  // blocks start at multiples of 512
-    const Philox4 r = philox_words(uint64_t(seed), uint64_t(first) / 4 + uint64_t(j));
-    for (int k = 0; k < 4; ++k) word[4 * j + k] = r.w[k];
-  }
-  const int inner = (1 << bits) - 2;
-  for (int j = 0; j < n; ++j) code[j] = 0;
-  for (int i = 1; i <= inner; ++i) {
-    const A level = levels.value[i];
-    for (int j = 0; j < n; ++j) code[j] += v[j] < level ? 0u : 1u;
-  }
-  for (int j = 0; j < n; ++j) {
-    const A low = levels.value[code[j]], high = levels.value[code[j] + 1];
-    code[j] += A(philox_uniform(word[j])) * (high - low) < v[j] - low ? 1u : 0u;
-  }
-  pack_block(code, n, bits, packed);
-}
 
 // ---------------------------------------------------------------------------------- words ->
 // levels
@@ -329,30 +105,35 @@ struct ExactBlock {
 };
 
 #if defined(__AVX512F__)
+// f of x[0 .. n), n a multiple of 64: its constants stay in registers.
 template <class T>
-struct Value64 {
-  const Vec* x;
+struct ValueRun {
+  const T* x;
   T* y;
+  int n;
   bool stream;
   Vec a, b;
   template <Fn F>
   SUBLIMATE_HD void run() const {
-    for (int q = 0; q < 4; q += 2) {
-      store32(y + 16 * q, value<F>(x[q], a, b), value<F>(x[q + 1], a, b), stream);
+    for (int j = 0; j < n; j += 32) {
+      const VecPair v = load_pair(x + j);
+      store_pair(y + j, {value<F>(v.first, a, b), value<F>(v.second, a, b)}, stream);
     }
   }
 };
 
-struct Exact64 {
-  const Vec* x;
+template <class T>
+struct ExactRun {
+  const T* x;
   uint32_t* word;
+  int n;
   Vec a, b;
   template <Fn F>
   SUBLIMATE_HD void run() const {
     if constexpr (is_exact(F)) {
-      for (int q = 0; q < 4; q += 2) {
-        word[q / 2] = uint32_t(exact_bit<F>(x[q], a, b).bits) |
-                      uint32_t(exact_bit<F>(x[q + 1], a, b).bits) << 16;
+      for (int j = 0; j < n; j += GROUP) {
+        word[j / GROUP] = uint32_t(exact_bit<F>(load16(x + j), a, b).bits) |
+                          uint32_t(exact_bit<F>(load16(x + j + 16), a, b).bits) << 16;
       }
     }
   }
@@ -406,15 +187,13 @@ struct ForwardLoop {
   void values(const A* in, const T* x, T* y, int n) const {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<A, float>) {
-      for (int j = 0; j < n; j += 64) {
-        if (j + 64 <= n) {
-          values64(x + j, y + j);
-        } else {
-          T padded[64] = {}, result[64];
-          std::copy_n(x + j, n - j, padded);
-          values64(padded, result);
-          std::copy_n(result, n - j, y + j);
-        }
+      const int whole = n / 64 * 64, rest = n - whole;
+      visit(k.fn, ValueRun<T>{x, y, whole, false, Vec(a), Vec(b)});
+      if (rest > 0) {
+        T padded[64] = {}, result[64];
+        std::copy_n(x + whole, rest, padded);
+        visit(k.fn, ValueRun<T>{padded, result, 64, false, Vec(a), Vec(b)});
+        std::copy_n(result, rest, y + whole);
       }
       return;
     }
@@ -433,8 +212,10 @@ struct ForwardLoop {
         const T* x = static_cast<const T*>(k.x);
         T* y = static_cast<T*>(k.y);
         const bool stream = y && worth_streaming(y, k.n * int64_t(sizeof(T)));
-        for (; base + 64 <= end; base += 64) {
-          step64(x + base, y ? y + base : nullptr, stream, k.packed + base / GROUP * k.bits);
+        while (base + 64 <= end) {
+          const int n = int(std::min<int64_t>(BLOCK, (end - base) / 64 * 64));
+          run(x + base, y ? y + base : nullptr, n, stream, k.packed + base / GROUP * k.bits);
+          base += n;
         }
         if (stream) _mm_sfence();  // the writes must be seen by whoever waits for this thread
         // The rest goes through a padded copy, so that an element's result does not depend on where
@@ -443,7 +224,7 @@ struct ForwardLoop {
           alignas(64) T xs[64] = {}, ys[64];
           uint32_t words[2 * MAX_BITS];
           std::copy_n(x + base, n, xs);
-          step64(xs, ys, false, words);
+          run(xs, ys, 64, false, words);
           if (y) std::copy_n(ys, n, y + base);
           clear_lanes(words, n, k.bits);
           std::copy_n(words, words_of(n) * k.bits, k.packed + base / GROUP * k.bits);
@@ -456,20 +237,22 @@ struct ForwardLoop {
   }
 
 #if defined(__AVX512F__)
-  void values64(const T* x, T* y) const {
-    const Vec v[4] = {load16(x), load16(x + 16), load16(x + 32), load16(x + 48)};
-    visit(k.fn, Value64<T>{v, y, false, Vec(a), Vec(b)});
-  }
-
-  // 64 elements in registers: short enough for the out-of-order window to span several, so that the
-  // arithmetic of one overlaps the comparisons and permutes of another.
-  SUBLIMATE_HD void step64(const T* x, T* y, bool stream, uint32_t* word) const {
-    const Vec v[4] = {load16(x), load16(x + 16), load16(x + 32), load16(x + 48)};
-    if (y) visit(k.fn, Value64<T>{v, y, stream, Vec(a), Vec(b)});
+  // n elements, a multiple of 64, at most a block: first all values, then all codes, so that each
+  // loop keeps its constants in registers; the block is read twice, the second time from L1.
+  void run(const T* x, T* y, int n, bool stream, uint32_t* word) const {
+    if (y) visit(k.fn, ValueRun<T>{x, y, n, stream, Vec(a), Vec(b)});
+    // A whole block's words are whole cache lines, 64 bytes for each bit.
+    alignas(64) uint32_t lines[BLOCK / GROUP * MAX_BITS];
+    const bool aside = stream && n == BLOCK && reinterpret_cast<uintptr_t>(word) % 64 == 0;
+    uint32_t* to = aside ? lines : word;
     if (coded) {
-      encode64(v, table, k.bits, word);
+      encode_run(x, n, table, k.bits, to);
     } else if (exact) {
-      visit(k.fn, Exact64{v, word, Vec(a_bit), Vec(b)});
+      visit(k.fn, ExactRun<T>{x, to, n, Vec(a_bit), Vec(b)});
+    }
+    if (!aside) return;
+    for (int line = 0; line < k.bits; ++line) {
+      store64bytes(word + 16 * line, _mm512_load_si512(lines + 16 * line), true);
     }
   }
 #endif

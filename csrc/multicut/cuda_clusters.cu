@@ -27,7 +27,7 @@ __device__ inline int64_t begin_of(const Contract& f, int64_t c) {
 // A warp sums 32 coordinates of a cluster, one a lane, over its members in order; the weight is
 // coordinate `dims`. So the order of addition is that of a plain loop over all nodes.
 template <class T>
-__global__ void __launch_bounds__(SUM_THREADS) contract_kernel(Contract f) {
+__global__ void __launch_bounds__(SUM_THREADS, 1) contract_kernel(Contract f) {
   const int lane = threadIdx.x % 32;
   const int64_t chunks = f.dims / 32 + 1, items = f.clusters * chunks;
   const int64_t warps = int64_t(gridDim.x) * (SUM_THREADS / 32);
@@ -74,7 +74,7 @@ __device__ inline int64_t lowest_empty(const int64_t* counts, int64_t hint, int6
 // One block per instance: moves are made one after the other, the block's threads share the
 // coordinates. A thread always has the same ones, so that sums need no barrier.
 template <class T>
-__global__ void __launch_bounds__(MOVE_THREADS) move_kernel(Move f) {
+__global__ void __launch_bounds__(MOVE_THREADS, 1) move_kernel(Move f) {
   __shared__ double room[2][MOVE_THREADS / 32];
   __shared__ int64_t found[MOVE_THREADS / 32];
   const Nodes& nodes = f.nodes;

@@ -23,6 +23,7 @@ class Case:
         options: launch options (num_warps, ...).
         dtype: element type, as in ``DTYPES``.
         common: belongs to the subset that is compiled for every target and dtype.
+        divisible: integer arguments that are multiples of 16, such as the strides of usual shapes.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Case:
     options: Mapping[str, Any]
     dtype: str
     common: bool = False
+    divisible: tuple[str, ...] = ()
 
     def full_signature(self) -> dict[str, str]:
         """Type of every argument, in order; "constexpr" for constants."""
@@ -46,9 +48,9 @@ class Case:
         return {n: self.constexprs.get(n) for n in names if n not in self.signature}
 
     def aligned(self) -> dict[tuple[int, ...], Any]:
-        """Attributes of a launch on fresh tensors: every pointer divisible by 16."""
+        """Attributes of a launch on fresh tensors: pointers, and ``divisible``, multiples of 16."""
         return {
             (position,): [["tt.divisibility", 16]]
             for position, name in enumerate(self.kernel.arg_names)
-            if self.signature.get(name, "").startswith("*")
+            if self.signature.get(name, "").startswith("*") or name in self.divisible
         }

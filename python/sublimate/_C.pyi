@@ -1,5 +1,5 @@
 """Kernels of the CPU module. Addresses are those of tensors, 0 for none; the result is a status
-(csrc/common/error.h). The meaning of each argument: csrc/<family>/kernels.h. Only _native.py calls
+(csrc/common/error.h). The meaning of each argument: csrc/<family>/kernels.h. Only _native calls
 these, and it checks what the addresses mean.
 """
 
@@ -253,6 +253,51 @@ def multicut_lazy(
     neighbors: int,
     neighbors_per_node: int,
     labels: int,
+    device: int,
+    stream: int,
+    threads: int,
+    /,
+) -> int: ...
+def randomized_linear_project(
+    dtype: int,
+    sketch: int,
+    x: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    out: int,
+    k: int,
+    seed: int,
+    normal_table: int,
+    device: int,
+    stream: int,
+    threads: int,
+    /,
+) -> int: ...
+def randomized_linear_gather(
+    dtype: int,
+    x: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    index: int,
+    scale: int,
+    out: int,
+    k: int,
+    device: int,
+    stream: int,
+    threads: int,
+    /,
+) -> int: ...
+def randomized_linear_hadamard(
+    dtype: int,
+    x: int,
+    rows: int,
+    length: int,
+    row_stride: int,
+    out: int,
+    padded: int,
+    scale: float,
     device: int,
     stream: int,
     threads: int,

@@ -45,5 +45,14 @@ from ._C import (
 from ._C import (
     multicut_topk as multicut_topk,
 )
+from ._C import (
+    randomized_linear_gather as randomized_linear_gather,
+)
+from ._C import (
+    randomized_linear_hadamard as randomized_linear_hadamard,
+)
+from ._C import (
+    randomized_linear_project as randomized_linear_project,
+)
 
 architectures: str  # e.g. "80 90 100 +PTX"

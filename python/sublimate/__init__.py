@@ -1,6 +1,6 @@
 """sublimate: PyTorch kernels for operations whose intermediate is too big to keep."""
 
-from . import fewbit, memory, multicut
+from . import fewbit, memory, multicut, randomized_linear
 from ._backends import BackendUnavailable, get_backend, set_backend, use_backend
 from ._info import backends
 from ._native import NativeError
@@ -15,6 +15,7 @@ __all__ = [
     "get_backend",
     "memory",
     "multicut",
+    "randomized_linear",
     "set_backend",
     "use_backend",
 ]

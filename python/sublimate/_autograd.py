@@ -5,20 +5,42 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 
-def keep_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Class decorator: stores the signature of ``forward``.
+class _AllGiven:
+    """Stands for ``inspect.BoundArguments`` where every argument was given by position."""
 
-    ``apply`` of a Function with ``setup_context`` looks it up on every call, a third of the
-    overhead of a small op.
+    kwargs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+
+    def apply_defaults(self) -> None:
+        """Nothing is missing."""
+
+
+class _PositionalSignature(inspect.Signature):
+    """Binds by counting: a forward of ours has no defaults and is never called by keyword."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or len(args) != len(self.parameters):
+            return super().bind(*args, **kwargs)  # says what is wrong
+        return _AllGiven(args)
+
+
+def keep_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Class decorator: stores a signature of ``forward`` that binds in no time.
+
+    ``apply`` of a Function with ``setup_context`` looks the signature up and binds to it on every
+    call: with inspect's own, half the overhead of a small op.
     """
     forward: Any = function.forward
-    forward.__signature__ = inspect.signature(forward)
+    parameters = inspect.signature(forward).parameters.values()
+    forward.__signature__ = _PositionalSignature(list(parameters))
     return function
 
 

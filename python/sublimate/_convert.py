@@ -54,9 +54,11 @@ def replace(model: nn.Module, make: Callable[[str, Any], nn.Module | None]) -> l
     replaced (there is no parent to hold the new one).
     """
     made: dict[int, nn.Module] = {}
-    done = []
+    done: list[Replacement] = []
     for prefix, parent in list(model.named_modules()):
-        if hasattr(parent, _ORIGINAL):
+        # What is inside a replaced module is no longer part of the model, and stays as it was.
+        gone = any(prefix == d.name or prefix.startswith(d.name + ".") for d in done)
+        if gone or hasattr(parent, _ORIGINAL):
             continue
         places = [(k, v) for k, v in parent._modules.items() if v is not None]
         places += [

@@ -1,7 +1,10 @@
 """Philox4x32-10 in plain torch: the one random generator of every backend.
 
-Counter based: word ``i & 3`` of counter ``i >> 2`` under key ``seed`` is a pure function of (seed,
-i), so nothing random is ever stored and every backend draws the same bits.
+Counter based: word ``i & 3`` of counter ``i >> 2`` of a stream under key ``seed`` is a pure
+function of (seed, stream, i), so nothing random is ever stored and every backend draws the same
+bits. Independent uses of one seed take different streams: 0 uniforms of stochastic codes; 1 signs,
+2 keys of permutations, 3 normal numbers, 4 signs of dense sketches, 5 draws of row samplers
+(all of ``randomized_linear``), 6 hashes that seeds are made of.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 The twins are ``csrc/common/philox.h`` and ``kernels/common/philox.py``.
@@ -51,11 +54,11 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def _words(seed: int | Tensor, counter: Tensor) -> Tensor:
+def _quads(seed: int | Tensor, counter: Tensor, stream: int) -> Tensor:
     """Output words of each 64-bit counter: shape of ``counter`` plus a last axis of 4."""
     zero = torch.zeros_like(counter)
     key = seed & _MASK, (seed >> 32) & _MASK
-    words = philox4x32(counter & _MASK, (counter >> 32) & _MASK, zero, zero, *key)
+    words = philox4x32(counter & _MASK, (counter >> 32) & _MASK, zero + stream, zero, *key)
     return torch.stack(words, dim=-1)
 
 
@@ -79,22 +82,25 @@ def _check(seed: int | Tensor, index: int | Tensor) -> None:
         raise ValueError(f"index: expected a count >= 0, got {index}")
 
 
-def uniform(
-    seed: int | Tensor, index: int | Tensor, device: torch.device | str | None = None
+def words(
+    seed: int | Tensor,
+    index: int | Tensor,
+    device: torch.device | str | None = None,
+    *,
+    stream: int = 0,
 ) -> Tensor:
-    """Uniform float32 numbers in [0, 1), multiples of 2**-24.
-
-    Element i comes from counter (lo32(i >> 2), hi32(i >> 2), 0, 0), key (lo32(seed), hi32(seed)),
-    output word i & 3, as ``(word >> 8) * 2**-24``.
+    """Random words: element i is output word i & 3 of counter (lo32(i >> 2), hi32(i >> 2), stream,
+    0) under key (lo32(seed), hi32(seed)).
 
     Args:
         seed: int64 >= 0, a Python integer or a one-element int64 tensor (not read on the host).
         index: how many elements to draw (0 .. n - 1), or an int64 tensor of element indices >= 0.
         device: where to draw; default the device of ``index``, else of ``seed``, else the CPU.
+        stream: one of those named in the module's docstring.
 
     Returns:
-        (n,) or the shape of ``index``, float32. O(n); a count costs a quarter of the rounds that
-        an index tensor of the same size costs.
+        (n,) or the shape of ``index``, int64 in [0, 2**32). O(n); a count costs a quarter of the
+        rounds that an index tensor of the same size costs.
 
     Raises:
         TypeError: seed or index of another type or dtype.
@@ -109,8 +115,21 @@ def uniform(
     if isinstance(index, Tensor):
         index = index.to(device)
         lane = (index & 3).unsqueeze(-1)
-        word = _words(seed, index >> 2).gather(-1, lane).squeeze(-1)
-    else:
-        counter = torch.arange((index + 3) // 4, dtype=torch.int64, device=device)
-        word = _words(seed, counter).reshape(-1)[:index]
+        return _quads(seed, index >> 2, stream).gather(-1, lane).squeeze(-1)
+    counter = torch.arange((index + 3) // 4, dtype=torch.int64, device=device)
+    return _quads(seed, counter, stream).reshape(-1)[:index]
+
+
+def uniform(
+    seed: int | Tensor,
+    index: int | Tensor,
+    device: torch.device | str | None = None,
+    *,
+    stream: int = 0,
+) -> Tensor:
+    """Uniform float32 numbers in [0, 1), multiples of 2**-24: ``(word >> 8) * 2**-24``.
+
+    Arguments, cost and errors are those of ``words``; (n,) or the shape of ``index``, float32.
+    """
+    word = words(seed, index, device, stream=stream)
     return (word >> 8).to(torch.float32) * 2.0**-24

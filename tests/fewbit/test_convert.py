@@ -488,3 +488,23 @@ def test_device_of_the_replacement():
     model = nn.Sequential(nn.Linear(4, 4, device="meta"), nn.GELU())
     fewbit.convert(model)
     assert model[1].levels.is_meta
+
+
+def test_what_a_replaced_module_holds_is_left_alone():
+    """transformers' GELUActivation holds torch's function as an attribute of its own."""
+
+    class GELUActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = F.gelu
+
+        def forward(self, x):
+            return self.act(x)
+
+    GELUActivation.__module__ = "transformers.activations"
+    model = nn.Sequential(nn.Linear(3, 3), GELUActivation())
+    old = model[1]
+    assert [r.name for r in fewbit.convert(model).replaced] == ["1"]
+    assert old.act is F.gelu
+    assert fewbit.restore(model) == 1
+    assert model[1] is old and old.act is F.gelu

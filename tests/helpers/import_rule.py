@@ -20,7 +20,10 @@ ROLES = ("modules", "functional", "autograd", "ops")
 #: What only ``ops`` may import.
 BOTTOM = (f"{PACKAGE}._native", KERNELS)
 #: All that reference.py may import besides the standard library.
-REFERENCE = ("torch", *(f"{PACKAGE}.{m}" for m in ("_autograd", "_dtypes", "_philox", "_normal")))
+REFERENCE = (
+    "torch",
+    *(f"{PACKAGE}.{m}" for m in ("_autograd", "_dtypes", "_normal", "_permutation", "_philox")),
+)
 
 
 def sources(root: Path) -> dict[str, str]:

@@ -117,12 +117,14 @@ def test_each_level_uses_its_own_registers(objects):
         assert ("zmm" in found) == (o.level == "v4"), f"{o.source} at {o.level}: {found}"
 
 
-def loops(o: Object, struct: str) -> int:
-    """Loops vectorised with the level's full width, of those that stand first after ``struct``."""
-    lines = o.source.read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if re.search(rf"^struct {struct} ", line))
+def loops(o: Object, text: str, file: Path | None = None) -> int:
+    """Loops vectorised with the level's full width, of the first at or after a line with ``text``
+    in the source (or in a header that it includes)."""
+    file = file or o.source
+    lines = file.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if text in line)
     line = next(i for i in range(start, len(lines)) if "for (" in lines[i]) + 1
-    wanted = rf"{o.source.name}:{line}:\d+: optimized: loop vectorized using {WIDTH[o.level]} byte"
+    wanted = rf"{file.name}:{line}:\d+: optimized: loop vectorized using {WIDTH[o.level]} byte"
     return len(re.findall(wanted, o.report))
 
 
@@ -139,9 +141,24 @@ def test_fewbit_loops_are_vectorised(objects, level):
     exact = sum(f.predicate is not None for f in functions)
     smooth = len(functions) - exact
     assert smooth >= 14 and exact >= 8
-    assert loops(o, "ValueBlock") >= TYPES[level] * (smooth + exact)
-    assert loops(o, "DerivativeBlock") >= TYPES[level] * smooth
-    assert loops(o, "ExactBlock") >= TYPES[level] * exact
+    assert loops(o, "struct ValueBlock ") >= TYPES[level] * (smooth + exact)
+    assert loops(o, "struct DerivativeBlock ") >= TYPES[level] * smooth
+    assert loops(o, "struct ExactBlock ") >= TYPES[level] * exact
+
+
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_sketch_loops_are_vectorised(objects, level):
+    """Random words and what is made of them; sums of rows and products are vectors as written."""
+    family = native_build.ROOT / "csrc" / "randomized_linear"
+    found = {o.source.name: o for o in objects if o.level == level and o.source.parent == family}
+    header = family / "cpu.h"
+    picking, dense = found["cpu.cpp"], found["cpu_dense.cpp"]
+    for o in (picking, found["cpu_srht.cpp"]):
+        assert loops(o, "while (n > 0)", header) >= 1, "rounds of the permutation"
+    assert loops(picking, "uint32_t words[4][INDEX_BLOCK]") >= 2, "words of the signs"
+    assert loops(dense, "for (int i = 0; i < inner; ++i) {") >= 2, "words of the Gaussian sketch"
+    assert loops(dense, "row[i] = A(normal_of") >= 1, "normal numbers"
+    assert loops(dense, "A* row = panel + (j + bit) * INNER") >= 2, "signs of Rademacher's"
 
 
 #: Sources that multiply register tiles (common/tile.h).

@@ -31,7 +31,9 @@ def bench(
     ] = "*",
     provider: Annotated[
         list[str] | None,
-        typer.Option("--provider", help="Only eager, compile or sublimate-<backend>; repeatable."),
+        typer.Option(
+            "--provider", help="Only eager, compile or sublimate-<backend>[-<variant>]; repeatable."
+        ),
     ] = None,
     allocator: Annotated[
         str, typer.Option("--allocator", help="CPU memory: warm (reused), cold (fresh) or both.")

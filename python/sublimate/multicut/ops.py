@@ -104,7 +104,7 @@ def _topk(  # type: ignore[no-untyped-def]
 
         fwd.topk(*nodes, *others, self_offset, values, indices)
         return values, indices
-    if backend != "triton" and features.dtype != values.dtype:  # exact, and rescored as asked
+    if features.dtype != values.dtype:  # exact, and rescored as asked
         nodes = nodes._replace(features=features.to(values.dtype))
         others = (None if other is None else other.to(values.dtype), *others[1:])
     native.topk(backend, nodes, *others, self_offset, values, indices)
@@ -180,18 +180,20 @@ def _gaec(features, weights, offsets, alpha, negative_dims, backend):  # type: i
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
     if backend == "reference":
         return reference.gaec(*nodes)
-    out = _alloc_gaec(features)
     if backend == "triton":
-        from ..kernels.multicut import fwd
-
-        fwd.gaec(*nodes, *out)
-    else:
-        native.gaec(backend, nodes, *out)
+        if _native.CPU.reason() is not None:
+            return reference.gaec(*nodes)
+        host, _ = _on_host(nodes)
+        found = _alloc_gaec(host.features)
+        native.gaec("cpu", host, *found)
+        return tuple(t.to(features.device) for t in found)
+    out = _alloc_gaec(features)
+    native.gaec(backend, nodes, *out)
     return out
 
 
 def _on_host(nodes: native.Nodes, *more: Tensor) -> tuple[native.Nodes, list[Tensor]]:
-    """Where sequential kernels run, whatever the backend: a GPU has none of its own."""
+    """Where sequential kernels run that the backend has none of its own for."""
     weights = None if nodes.weights is None else nodes.weights.cpu()
     host = nodes._replace(
         features=nodes.features.cpu(), weights=weights, offsets=nodes.offsets.cpu()

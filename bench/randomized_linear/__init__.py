@@ -1,0 +1,1 @@
+"""Benchmarks of the randomized linear layers and the Hadamard transform."""
