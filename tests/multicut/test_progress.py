@@ -64,7 +64,7 @@ def test_off_is_nothing():
 
 def test_the_gil_is_released():
     """While a kernel runs in one thread, another one goes on."""
-    x, _ = mixture(2500, 16, 0, 0.8)
+    x, _ = mixture(5000, 16, 0, 0.8)
     done = []
 
     def work():
