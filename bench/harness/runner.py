@@ -16,7 +16,7 @@ from .case import Case, Forward, Provider, Unavailable
 from .record import Row
 
 #: Families that have cases, ``bench.<family>.cases.cases(quick)``.
-FAMILIES = ("fewbit", "randomized_linear")
+FAMILIES = ("fewbit", "randomized_linear", "multicut")
 
 
 def collect(families: tuple[str, ...], pattern: str, quick: bool) -> list[Case]:
@@ -80,7 +80,9 @@ def _prepare(
     """The provider's forward after its first call, or None and why not."""
     try:
         forward = provider.make()
-        torch.autograd.grad(forward(*inputs), inputs, dy)
+        y = forward(*inputs)
+        if case.differentiable:
+            torch.autograd.grad(y, inputs, dy)
         verify = provider.verify or case.verify
         measured = [] if provider.peer else verify(forward, inputs, dy)
     except Exception as error:
