@@ -53,6 +53,9 @@ class Case:
         id: unique, "family/op/bits/dtype/size/device".
         shapes: of the inputs, all of ``dtype``.
         output: shape of the result; that of the first input if None.
+        make_inputs: () -> the inputs, where normal numbers of the shapes will not do.
+        differentiable: whether the result has a gradient; without one, only "fwd" is timed, and
+            ``gradient_error`` tells by other means what a provider gives up.
         bits: of the code, 0 where there is none.
         bytes_moved, flops: of each mode, ours: the least that the algorithm must move and compute.
         providers: in the order of the table; the first peer is the one the bars refer to.
@@ -81,6 +84,8 @@ class Case:
     modes: tuple[str, ...] = MODES
     calls: int = 1
     output: tuple[int, ...] | None = None
+    make_inputs: Callable[[], tuple[Tensor, ...]] | None = None
+    differentiable: bool = True
 
     @property
     def elements(self) -> int:
@@ -94,5 +99,6 @@ class Case:
         def normal(shape: tuple[int, ...]) -> Tensor:
             return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
 
-        leaves = tuple(normal(s).requires_grad_() for s in self.shapes)
+        made = self.make_inputs() if self.make_inputs else tuple(map(normal, self.shapes))
+        leaves = tuple(t.requires_grad_(self.differentiable) for t in made)
         return leaves, normal(self.output or self.shapes[0])

@@ -16,7 +16,7 @@ from .case import Case, Forward, Provider, Unavailable
 from .record import Row
 
 #: Families that have cases, ``bench.<family>.cases.cases(quick)``.
-FAMILIES = ("fewbit", "randomized_linear", "path_integral")
+FAMILIES = ("fewbit", "multicut", "path_integral", "randomized_linear")
 
 
 def collect(families: tuple[str, ...], pattern: str, quick: bool) -> list[Case]:
@@ -82,7 +82,9 @@ def _prepare(
     """The provider's forward after its first call, or None and why not."""
     try:
         forward = provider.make()
-        torch.autograd.grad(forward(*inputs), inputs, dy)
+        y = forward(*inputs)
+        if case.differentiable:
+            torch.autograd.grad(y, inputs, dy)
         verify = provider.verify or case.verify
         measured = [] if provider.peer else verify(forward, inputs, dy)
     except Exception as error:
@@ -154,23 +156,35 @@ def _rows(
         if mode != "bwd":
             held.clear()
             row["peak_bytes"] = timing.peak_bytes(case.device, keep if mode == "fwd" else step)
+        ratios: dict[str, str] = {}
         for peer in peers:
             if (mode, peer) in samples:
                 median = timing.quantiles(samples[mode, peer])[1]
-                row[f"ratio_{peer}"] = f"{middle / median:.4g}"
+                ratios[peer] = f"{middle / median:.4g}"
+        for peer, ratio in ratios.items():
+            # Peers of one family alone have no column; they are told in words.
+            if f"ratio_{peer}" in record.COLUMNS:
+                row[f"ratio_{peer}"] = ratio
+        others = [f"{ratio} of {p}" for p, ratio in ratios.items() if f"ratio_{p}" not in row]
+        row["note"] = ", ".join(others)
         if not provider.peer:
-            row |= _bars(case, provider, mode, peers, row, least / middle)
+            row |= _bars(case, provider, mode, peers, ratios, least / middle)
         yield row
 
 
 def _bars(
-    case: Case, provider: Provider, mode: str, peers: list[str], row: Row, fraction: float
+    case: Case,
+    provider: Provider,
+    mode: str,
+    peers: list[str],
+    ratios: dict[str, str],
+    fraction: float,
 ) -> Row:
     """What the case should reach, and whether it did ("yes", "no", or empty without a bar)."""
     met = []
     bars: Row = {}
     limit = (case.bars if provider.bars is None else provider.bars).get(mode, math.inf)
-    ratio = row.get(f"ratio_{peers[0]}") if peers else None
+    ratio = ratios.get(peers[0]) if peers else None
     if limit < math.inf and ratio is not None:
         bars["bar"] = limit
         met.append(float(ratio) <= limit)

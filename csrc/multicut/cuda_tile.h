@@ -10,8 +10,9 @@ constexpr int SIDE = 16;  // threads along a side of the tile
 constexpr int THREADS = SIDE * SIDE;
 constexpr int DEPTH = 16;  // coordinates in shared memory at a time
 
-// Rows and columns of a thread. fp32: 8 x 8 pairs take 16 shared loads of a coordinate and still
-// two blocks fit on a multiprocessor. fp64 has twice the registers per value.
+// Rows of a thread; its columns are four. fp32 would gain from 8 x 8 pairs (16 shared loads for
+// 64), but then two blocks fit on a multiprocessor on sm_90 only. fp64 has twice the registers per
+// value.
 template <class T>
 constexpr int EACH = sizeof(T) == 4 ? 8 : 4;
 
@@ -35,8 +36,8 @@ struct SlotColumns {
 
 template <class T, int R>
 struct Tile {
-  static constexpr int C = R, ROWS = SIDE * R, COLS = SIDE * C;
-  // Four neighbours at a time: thread (.., tx) owns columns 4 tx .. and 64 + 4 tx .., which reads
+  static constexpr int C = 4, ROWS = SIDE * R, COLS = SIDE * C;
+  // Four neighbours at a time: thread (ty, ..) owns rows 4 ty .. and 64 + 4 ty .., which reads
   // shared memory without conflicts.
   struct Shared {
     __align__(16) T x[DEPTH][ROWS + 4];

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import pytest
 import torch
@@ -58,6 +60,25 @@ def test_off_is_nothing():
     for value in (None, False):
         with Reporter(value) as report:
             assert report is None
+
+
+def test_the_gil_is_released():
+    """While a kernel runs in one thread, another one goes on."""
+    x, _ = mixture(5000, 16, 0, 0.8)
+    done = []
+
+    def work():
+        multicut.dense_multicut(x, alpha=0.4, method="gaec", refine=None)  # one long kernel call
+        done.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ticks = 0
+    while not done:
+        time.sleep(1e-3)
+        ticks += 1
+    thread.join()
+    assert ticks > 5, "a kernel that holds the GIL lets the other thread run before and after only"
 
 
 def test_an_exception_in_the_callback_comes_through_and_leaves_no_damage():
