@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
+
+from ..common.aot import DTYPES, Case
 
 #: Multiply-adds may contract. Stated at every launch: the default differs between Triton versions.
 FP_FUSION = True
 #: Column indices are 32 bits while they are compared, and the highest stand for "none".
 MOST_ROWS = 2**31 - 2**12
 #: Longest list that a program keeps in registers.
-MOST_K = 256
+MOST_K = 128
 
 # Programs that fill a large GPU (some 132 multiprocessors, two each). A constant, not a question
 # to the device: the sums of ``negative_sum`` depend on the shares, and are to be the same anywhere.
 _FILL = 264
 # Most shares of the columns: what the joining kernel reads per row grows with them.
 _MOST_SHARES = 32
+_MOST_CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,15 @@ class Config:
         }
 
 
-# By bytes of an element: (longest list, launch). Two bytes: tensor cores, and the rows stay in shared
-# memory up to d = 128; with a tile of 128 x 64 two blocks fit on a multiprocessor of sm_90, so that
-# one compares while the other multiplies. Wider elements are multiplied one by one from registers:
-# small tiles, a part of the coordinates at a time. Lists are in registers too: the longer, the fewer
-# rows.
+# By bytes of an element: (longest list, launch). Two bytes: tensor cores, and the rows stay in
+# shared memory up to d = 128; with a tile of 128 x 64 two blocks fit on a multiprocessor of sm_90,
+# so that one compares while the other multiplies. Wider elements are multiplied one by one from
+# registers: small tiles, a part of the coordinates at a time. Lists are in registers too: the
+# longer, the fewer rows.
 CONFIGS = {
     2: (
         (2, Config(128, 64, 128, 8, 3)),
-        (16, Config(64, 64, 128, 4, 2)),
+        (16, Config(128, 64, 128, 8, 2)),
         (64, Config(64, 64, 64, 8, 2)),
         (MOST_K, Config(16, 64, 64, 4, 2)),
     ),
@@ -70,22 +74,59 @@ CONFIGS = {
     ),
     8: ((16, Config(32, 32, 16, 4, 2)), (MOST_K, Config(16, 32, 16, 8, 2))),
 }
+# AMD keeps a comparison of 64 lanes in two scalar registers: few pairs a lane, or they run out.
+CONFIGS_HIP = {
+    2: (
+        (2, Config(64, 32, 64, 8, 2)),
+        (64, Config(16, 32, 64, 4, 2)),
+        (MOST_K, Config(16, 16, 32, 8, 2)),
+    ),
+    4: (
+        (2, Config(32, 32, 16, 4, 2)),
+        (64, Config(16, 16, 16, 8, 2)),
+        (MOST_K, Config(4, 16, 16, 8, 2)),
+    ),
+    8: (
+        (2, Config(32, 32, 16, 8, 2)),
+        (64, Config(16, 16, 16, 8, 2)),
+        (MOST_K, Config(4, 16, 16, 8, 2)),
+    ),
+}
+# Where values may be NaN or infinite every comparison is several, and speed does not matter.
+CONFIGS_WILD = (
+    (2, Config(16, 16, 16, 4, 1)),
+    (64, Config(16, 16, 16, 8, 1)),
+    (MOST_K, Config(8, 16, 16, 4, 1)),
+)
 
 
-def sweep(itemsize: int, keep: int) -> Config:
+def _first(table: tuple[tuple[int, Config], ...], keep: int) -> Config:
+    return next(config for most, config in table if keep <= most)
+
+
+def wild(itemsize: int, keep: int) -> Config:
+    """Launch of a pass over pairs whose values may be NaN or infinite."""
+    config = _first(CONFIGS_WILD, keep)
+    return replace(config, warps=8) if itemsize == 8 and keep > 2 else config
+
+
+def sweep(itemsize: int, d: int, keep: int, hip: bool) -> Config:
     """Launch of a pass over pairs of elements of ``itemsize`` bytes; lists of ``keep`` a row."""
-    return next(config for most, config in CONFIGS[itemsize] if keep <= most)
+    config = _first((CONFIGS_HIP if hip else CONFIGS)[itemsize], keep)
+    # Rows that do not stay: half the coordinates, for those of the rows are in flight as well.
+    return config if d <= config.bk else replace(config, bk=min(config.bk, 64))
 
 
 def upcast(dtype: torch.dtype) -> bool:
-    """Whether tiles are widened before they are multiplied: bf16 in the interpreter."""
+    """Whether tiles are widened before they are multiplied: the interpreter has no bf16 product."""
     return bool(triton.knobs.runtime.interpret) and dtype == torch.bfloat16
 
 
-def shares(n: int, m: int, config: Config) -> int:
+def shares(n: int, m: int, keep: int, config: Config) -> int:
     """Shares of m columns: enough programs for a large GPU, where the rows alone are too few."""
     wanted = triton.cdiv(_FILL, triton.cdiv(n, config.bm))
-    return max(1, min(wanted, triton.cdiv(m, config.bn), _MOST_SHARES))
+    most = max(1, min(_MOST_SHARES, _MOST_CANDIDATES // keep))
+    return max(1, min(wanted, triton.cdiv(m, config.bn), most))
 
 
 def candidates(k: int, narrow: bool) -> int:
@@ -102,7 +143,7 @@ def room(count: int) -> int:
 
 def join(count: int) -> Config:
     """Launch of the kernels that compare ``count`` candidates a row."""
-    return Config(max(1, min(64, 4096 // room(count))), 0, 32, 4, 1)
+    return Config(max(1, min(32, 2048 // room(count))), 0, 32, 4, 1)
 
 
 def coordinates(d: int) -> int:
@@ -117,6 +158,7 @@ SUM_BLOCK, SLOT_BLOCK = 1024, 256
 # ---------------------------------------------------------------------------------------------
 # Ahead-of-time compilation: the cases (kernels/common/aot.py).
 
+HIP = "-hip"
 _POINTERS = {"low_ptr": "*i64", "high_ptr": "*i64", "tame_ptr": "*i1", "index_ptr": "*i32"}
 _SIZES = {"n": "i32", "m": "i32", "d": "i32", "self_at": "i32"}
 
@@ -127,26 +169,28 @@ def _types(dtype: str) -> tuple[str, str, Any]:
     return "*" + dtype, "*fp64" if wide else "*fp32", tl.float64 if wide else tl.float32
 
 
-def _sweep_cases(dtype: str) -> Iterator[Case]:
+def _sweep_cases(dtype: str, hip: bool) -> Iterator[Case]:
     from . import pairs
 
     x, acc, accumulate = _types(dtype)
     narrow = dtype in ("bf16", "fp16")
     arrays = {"x_ptr": x, "y_ptr": x, "u_ptr": acc, "v_ptr": acc, "values_ptr": acc}
     size = {"fp64": 8, "fp32": 4}.get(dtype, 2)
+    suffix = HIP if hip else ""
 
     def case(kernel: Any, keep: int, d: int, skip: str, tame: bool, common: bool) -> Case:
-        config = sweep(size, keep)
+        config = sweep(size, d, keep, hip) if tame else wild(size, keep)
         given = {"skip_ptr": "*i64"} if skip == "given" else {}
+        kind = "tame" if tame else "wild"
         return Case(
-            name=f"{kernel.__name__}-{keep}-d{d}-{skip}-{'tame' if tame else 'any'}-{dtype}",
+            name=f"{kernel.__name__}-{keep}-d{d}-{skip}-{kind}-{dtype}{suffix}",
             kernel=kernel,
             signature={**arrays, **_POINTERS, **_SIZES, **given},
             constexprs={
                 "KEEP": keep,
                 "SKIP": skip,
                 "TAME": tame,
-                "UPCAST": False,
+                "UPCAST": not tame,
                 "ACC": accumulate,
                 **config.constants(d),
             },
@@ -156,21 +200,22 @@ def _sweep_cases(dtype: str) -> Iterator[Case]:
         )
 
     one = candidates(1, narrow)
-    for d in (128, 100, 256):
-        for tame in (True, False):
-            yield case(pairs.best_kernel, one, d, "self", tame, d != 100)
+    for tame in (True, False):
+        yield case(pairs.best_kernel, one, 128, "self", tame, True)
+        yield case(pairs.list_kernel, MOST_K, 128, "self", tame, True)
+    for d in (100, 256):
+        yield case(pairs.best_kernel, one, d, "self", True, False)
     yield case(pairs.best_kernel, one, 32, "none", True, False)
     if not narrow:
         yield case(pairs.best_kernel, one, 32, "given", True, True)
-    for keep in (4, 16, 64, MOST_K):
-        for tame in (True, False):
-            yield case(pairs.list_kernel, keep, 128, "self", tame, keep in (16, MOST_K))
+    for keep in (4, 16, 64):
+        yield case(pairs.list_kernel, keep, 128, "self", True, keep == 16)
     if narrow:
         return
-    config = sweep(size, 1)
     for d in (32, 100):
+        config = sweep(size, d, 1, hip)
         yield Case(
-            name=f"negative-d{d}-{dtype}",
+            name=f"negative-d{d}-{dtype}{suffix}",
             kernel=pairs.negative_kernel,
             signature={
                 "x_ptr": x,
@@ -195,7 +240,7 @@ def _join_cases(dtype: str) -> Iterator[Case]:
     x, acc, accumulate = _types(dtype)
     narrow = dtype in ("bf16", "fp16")
     rows = {"x_ptr": x, "y_ptr": x, "u_ptr": acc, "v_ptr": acc} if narrow else {}
-    for count in (1, 6, 64, _MOST_SHARES * MOST_K):
+    for count in (1, 6, 64, _MOST_CANDIDATES):
         config = join(count)
         yield Case(
             name=f"join-{count}-{dtype}",
@@ -220,7 +265,7 @@ def _join_cases(dtype: str) -> Iterator[Case]:
             },
             options=config.options(),
             dtype=dtype,
-            common=count in (6, _MOST_SHARES * MOST_K),
+            common=count == _MOST_CANDIDATES,
         )
 
 
@@ -246,7 +291,7 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
             constexprs={"BK": coordinates(128)},
             options={"num_warps": 1},
             dtype=dtype,
-            common=True,
+            common=bool(weights),
         )
         config = join(4)
         yield Case(
@@ -275,7 +320,7 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
             },
             options=config.options(),
             dtype=dtype,
-            common=True,
+            common=bool(weights),
         )
         for d in (32, 2048):
             yield Case(
@@ -298,7 +343,7 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
                 constexprs={"BK": coordinates(d), "BLOCK": SLOT_BLOCK},
                 options={"num_warps": 4},
                 dtype=dtype,
-                common=d == 32,
+                common=d == 32 and bool(weights),
             )
     yield Case(
         name=f"instance-sums-{dtype}",
@@ -317,6 +362,10 @@ def _cluster_cases(dtype: str) -> Iterator[Case]:
 
 
 def aot_cases() -> list[Case]:
-    """Every kernel x dtype x launch; ``common`` marks the subset for every target."""
-    cases = [case for dtype in DTYPES for of in (_sweep_cases, _join_cases) for case in of(dtype)]
+    """Every kernel x dtype x launch; ``common`` marks the subset for every target.
+
+    Names that end in ``HIP`` are launches on AMD, whose passes over pairs are others.
+    """
+    cases = [case for dtype in DTYPES for case in _join_cases(dtype)]
+    cases += [c for dtype in DTYPES for hip in (False, True) for c in _sweep_cases(dtype, hip)]
     return cases + [case for dtype in ("fp32", "fp64") for case in _cluster_cases(dtype)]

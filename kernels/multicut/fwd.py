@@ -58,6 +58,10 @@ def _tame(*parts: Tensor) -> Tensor:
     return tame
 
 
+def _hip() -> bool:
+    return torch.version.hip is not None
+
+
 def _check(**sizes: int) -> None:
     for name, size in sizes.items():
         if size > configs.MOST_ROWS:
@@ -79,15 +83,15 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """(n, shares, keep) values and int32 columns: the best of each share of the columns."""
     (n, d), m = rows.shape, columns.shape[0]
-    config = configs.sweep(rows.element_size(), keep)
-    shares = configs.shares(n, m // instances, config)
+    config = configs.sweep(rows.element_size(), d, keep, _hip())
+    shares = configs.shares(n, m // instances, keep, config)
     values = rows.new_empty((n, shares, keep), dtype=u.dtype)
     index = rows.new_empty((n, shares, keep), dtype=torch.int32)
     kernel = pairs.best_kernel if k == 1 else pairs.list_kernel
     tame = _tame(rows, columns, u, v)
     # Which of the two does the work is known on the device only; the other ends at once.
-    for of_tame in (True, False):
-        kernel[(triton.cdiv(n, config.bm), shares)](
+    for of_tame, launch in ((True, config), (False, configs.wild(rows.element_size(), keep))):
+        kernel[(triton.cdiv(n, launch.bm), shares)](
             rows,
             columns,
             u,
@@ -104,10 +108,10 @@ def _candidates(
             KEEP=keep,
             SKIP=skip,
             TAME=of_tame,
-            **config.constants(d),
-            UPCAST=configs.upcast(rows.dtype),
+            **launch.constants(d),
+            UPCAST=not of_tame or configs.upcast(rows.dtype),
             ACC=accumulator(u),
-            **config.options(),
+            **launch.options(),
         )
     return values, index
 
@@ -208,8 +212,8 @@ def negative_sum(
     if n == 0:
         sums.zero_()
         return
-    config = configs.sweep(features.element_size(), 1)
-    shares = configs.shares(n, n // instances, config)
+    config = configs.sweep(features.element_size(), d, 1, _hip())
+    shares = configs.shares(n, n // instances, 1, config)
     part = features.new_empty((n, shares), dtype=torch.float64)
     with device_of(features):
         pairs.negative_kernel[(triton.cdiv(n, config.bm), shares)](

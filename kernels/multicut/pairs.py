@@ -30,7 +30,9 @@ def _met(column, low, high, skip, BM: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def _rows(low_ptr, high_ptr, skip_ptr, self_at, row, last_row, SKIP: tl.constexpr, BM: tl.constexpr):
+def _rows(
+    low_ptr, high_ptr, skip_ptr, self_at, row, last_row, SKIP: tl.constexpr, BM: tl.constexpr
+):
     """Columns that each row meets and the one it passes over: three int32 [BM]."""
     low = load_each(low_ptr, row, last_row, BM).to(tl.int32)
     high = load_each(high_ptr, row, last_row, BM).to(tl.int32)
@@ -61,7 +63,7 @@ def best_kernel(
     self_at,
     KEEP: tl.constexpr,  # 1 or 2
     SKIP: tl.constexpr,  # "none", "self": column self_at + i, "given"
-    TAME: tl.constexpr,  # runs only where no value can be NaN or infinite; False: only where one can
+    TAME: tl.constexpr,  # runs only where no value can be NaN or infinite; False: only elsewhere
     RESIDENT: tl.constexpr,
     EVEN: tl.constexpr,
     UPCAST: tl.constexpr,

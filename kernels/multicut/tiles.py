@@ -16,15 +16,15 @@ NONE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def load_rows(
-    ptr, first, last, d, k, ROWS: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr
-):
+def load_rows(ptr, first, last, d, k, ROWS: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr):
     """Coordinates k .. k + BK of rows first .. first + ROWS: [ROWS, BK].
 
     first, last: int64 scalars; rows after ``last`` are read as that one. EVEN: d % BK == 0.
     """
     row = tl.minimum(first + tl.arange(0, ROWS), last)
     inner = k + tl.arange(0, BK)
+    if EVEN:
+        d = d // 16 * 16  # the same, and the compiler sees that rows begin at vectors
     at = ptr + row[:, None] * d + inner[None, :]
     return tl.load(at) if EVEN else tl.load(at, mask=(inner < d)[None, :], other=0.0)
 
@@ -39,7 +39,7 @@ def load_each(ptr, first, last, ROWS: tl.constexpr):
 def product(x, y, total, UPCAST: tl.constexpr, ACC: tl.constexpr):
     """total + x y^T for [BM, BK] and [BN, BK]. 16-bit: tensor cores; wider: IEEE, no TF32.
 
-    UPCAST: the interpreter cannot multiply bf16; in fp32 the products are the same.
+    UPCAST: in ACC, where the products of 16-bit numbers are exact too.
     """
     if UPCAST:
         x, y = x.to(ACC), y.to(ACC)

@@ -84,9 +84,8 @@ def integers(sizes: int | tuple[int, ...], d: int, seed: int = 0, **options) -> 
     x = torch.randint(-2, 3, case.features.shape, generator=g).float()
     weights = None if case.weights is None else torch.randint(1, 3, (len(x),), generator=g).float()
     # sqrt(4) = 2: the factors of alpha are integers as well.
-    return Instances(
-        x, weights, case.offsets, 4.0 * math.copysign(1, case.alpha), case.negative_dims
-    )
+    alpha = 4.0 * math.copysign(1, case.alpha)
+    return Instances(x, weights, case.offsets, alpha, case.negative_dims)
 
 
 def slots_of(case: Instances, clusters: int, empty: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -127,3 +126,11 @@ def assert_same_choice(
     gap = (values - true_values).abs()[different]
     assert (gap <= atol).all()
     assert different.double().mean() < 0.02, f"{int(different.sum())} of {different.numel()} differ"
+
+
+def shuffled(case: Instances, seed: int = 0) -> Tensor:
+    """All nodes, instance by instance, each instance's in random order."""
+    g = torch.Generator().manual_seed(seed)
+    begins, sizes = case.offsets[:-1].tolist(), case.offsets.diff().tolist()
+    parts = [torch.randperm(n, generator=g) + b for b, n in zip(begins, sizes, strict=True)]
+    return torch.cat(parts).to(case.features.device)

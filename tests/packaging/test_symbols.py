@@ -142,3 +142,39 @@ def test_fewbit_loops_are_vectorised(objects, level):
     assert loops(o, "ValueBlock") >= TYPES[level] * (smooth + exact)
     assert loops(o, "DerivativeBlock") >= TYPES[level] * smooth
     assert loops(o, "ExactBlock") >= TYPES[level] * exact
+
+
+#: Sources that multiply register tiles (common/tile.h).
+TILED = ("topk", "negative_sum", "clusters", "gaec")
+
+
+def longest_run_in_registers(file: Path, width: str) -> int:
+    """Most multiply-adds (or products) into different registers without the stack between them."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    best, targets = 0, set()
+    for line in listing.splitlines():
+        operation = line.partition("\t")[2]
+        target = operation.rpartition("%")[2]
+        if re.search(r"%[re]sp|\bcall|\bj\w+\s", operation):
+            targets = set()
+        elif re.match(r"(vfmadd\w+ps|mulps)", operation) and target.startswith(width):
+            if operation.startswith("vfmadd") and target in targets:
+                targets = set()
+            targets.add(target)
+            best = max(best, len(targets))
+    return best
+
+
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_tiles_stay_in_registers(objects, level):
+    """The 12 accumulators of a tile are added to one after the other, none through memory."""
+    width = {"v3": "ymm", "v4": "zmm"}[level]
+    found = {o.source.stem: o for o in objects if o.level == level and o.source.stem in TILED}
+    assert set(found) == set(TILED)
+    for stem, o in found.items():
+        assert longest_run_in_registers(o.file, width) >= 12, f"{stem} at {level}"

@@ -180,7 +180,9 @@ def _solve_class(
 ) -> Partition:
     first = "star" if method == "auto" else method
     names = [first, *(s for s in STARTS[size_class] if s != first)][:restarts]
-    best = _refined(level, _start(level, first, log), refine, restarts, size_class, log)
+    # The tree of average linkage, where it is asked for, is to be that of exact arithmetic.
+    exact = first == "average" and level.backend != "triton"
+    best = _refined(level, _start(level, first, log, exact), refine, restarts, size_class, log)
     cost = objective_of(level, best) if restarts > 1 else None
     if cost is not None:
         log.starts.append((first, float(cost.sum())))
@@ -205,21 +207,20 @@ def _solve_class(
     return best
 
 
-def _start(level: Level, name: str, log: _Log) -> Partition:
+def _start(level: Level, name: str, log: _Log, exact: bool = False) -> Partition:
+    """A first partition; ``exact``: in float64."""
     log.enter(name)
+    if exact:
+        wide = None if level.weights is None else level.weights.double()
+        level = replace(level, features=level.features.double(), weights=wide)
 
     def tick(start: int, now: int) -> None:
         log.tell(f"{name}: {start} nodes, {now} clusters")
 
     if name == "gaec":
-        return greedy(level)
-    if name == "lazy":
+        partition, rounds = greedy(level), 1
+    elif name == "lazy":
         partition, rounds = lazy(level, tick)
-    elif name == "average" and level.backend != "triton":
-        # In float64: the tree is to be that of exact arithmetic.
-        wide = None if level.weights is None else level.weights.double()
-        exact = replace(level, features=level.features.double(), weights=wide)
-        partition, rounds = contract_in_rounds(exact, name, tick)
     else:
         partition, rounds = contract_in_rounds(level, name, tick)
     log.count(rounds)
