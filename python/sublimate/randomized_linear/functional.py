@@ -65,7 +65,7 @@ def _check_parameters(x: Tensor, weight: Any, bias: Any, dtype: torch.dtype) -> 
 def _computed(t: Tensor) -> torch.dtype:
     """The dtype in which a linear layer uses t: autocast's where it is on, as in torch."""
     kind = t.device.type
-    if t.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    if t.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return t.dtype
 

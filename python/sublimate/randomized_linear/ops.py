@@ -57,7 +57,7 @@ def _run_project(backend: str, x: Tensor, out: Tensor, seed: Tensor, sketch: str
 
 
 #: Elements that one piece of the cosine transform holds: what it needs beside its input.
-_DCT_ELEMENTS = 2**20
+_DCT_ELEMENTS = 2**18
 
 
 def _dct(x: Tensor, chunk: int) -> Tensor:

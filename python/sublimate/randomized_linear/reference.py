@@ -337,7 +337,7 @@ class without_autocast:
     """Context manager: autocast is off for this kind of device, where it is on."""
 
     def __init__(self, device: torch.device) -> None:
-        on = torch.is_autocast_enabled(device.type)
+        on = device.type != "meta" and torch.is_autocast_enabled(device.type)
         self.inner = torch.autocast(device.type, enabled=False) if on else None
 
     def __enter__(self) -> None:
