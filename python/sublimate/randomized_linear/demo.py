@@ -274,7 +274,8 @@ def _result(modes: list[Mode], before: float, steps: int, settings: Settings) ->
         title="Randomized linear layers",
         setting=(
             f"A transformer ({_DEPTH} blocks, width {_WIDTH}) that has learned upright digits "
-            f"({100 * before:.0f} % right on digits lying on their side) is fine-tuned to those for "
+            f"({100 * before:.0f} % right on digits lying on their side) is fine-tuned to those "
+            "for "
             f"{steps} steps of {_BATCH} images, {16 * _BATCH} rows; {repeats} runs of each mode."
         ),
         finding=(
@@ -342,6 +343,6 @@ def _figure(modes: list[Mode]) -> Figure:
     svg = text[text.index("<svg") :].replace('id="', 'id="sketch-').replace("url(#", "url(#sketch-")
     return Figure(
         "Accuracy against memory",
-        "Each point is one mode, the bar its standard deviation over runs; further left keeps less.",
+        "Each point is one mode, the bar its standard deviation over runs; left keeps less.",
         svg.replace('href="#', 'href="#sketch-'),
     )
