@@ -97,10 +97,12 @@ def _table(heading: str, rows: list[Row]) -> Table:
 
 
 def remarks(rows: list[Row]) -> list[str]:
-    """Why something has no numbers, each once."""
+    """Why something has no numbers, or how it compares with peers that have no column."""
     found: dict[str, None] = {}
     for row in rows:
         if row.get("note"):
             word = "parity red, not timed" if row.get("parity") == "red" else "not run"
+            if row.get("p50_ms", "") != "":
+                word = "time"
             found[f"{row['case']}, {row['provider']}: {word}: {row['note']}"] = None
     return list(found)
