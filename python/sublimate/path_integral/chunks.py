@@ -20,7 +20,7 @@ from .arguments import Forward, Space, Target, fail_value, repeat_args, select_a
 #: Without a budget: rows whose saved activations fill this much, but no fewer than _LEAST_ROWS.
 #: On CPUs 40 to 200 rows at once are fastest for convolutions and transformers, and small models
 #: want thousands.
-_DEFAULT_BYTES = 32 * 2**20
+_DEFAULT_BYTES = 4 * 2**20
 _LEAST_ROWS = 64
 _TINY = 2**19  # bytes of all points together: not worth measuring the model
 
@@ -201,7 +201,7 @@ def _trial(forward: Forward, problem: Problem) -> int:
 
     one = problem.select(slice(0, 1))
     leaves = [
-        s.as_model_input(x[None].to(s.points)).detach().requires_grad_()
+        s.as_model_input(x[None].to(s.points).clone()).requires_grad_()
         for s, x in zip(one.layout, one.x, strict=True)
     ]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
