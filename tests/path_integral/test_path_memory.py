@@ -40,7 +40,7 @@ def test_peak_at_200_steps_is_a_sixth_of_captums(kind: str) -> None:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     few, many = peak("ours", "cnn", 50), peak("ours", "cnn", 400)
-    assert many < 1.3 * few + 2**22
+    assert many < 1.7 * few + 2**22
 
 
 def test_a_budget_splits_steps_and_then_the_batch() -> None:
