@@ -26,6 +26,23 @@ def peak(who: str, kind: str, n: int) -> int:
     return int(done.stdout)
 
 
+@peaks
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "transformer"])
+def test_peak_at_200_steps_is_a_sixth_of_captums(kind: str) -> None:
+    pytest.importorskip("captum", reason="captum is not installed; pip install captum==0.9.0")
+    theirs, ours = peak("captum", kind, 200), peak("ours", kind, 200)
+    print(f"{kind}: {theirs / 2**20:.0f} MiB against {ours / 2**20:.0f} MiB")
+    assert theirs > 6 * ours, f"{kind}: {theirs / 2**20:.0f} against {ours / 2**20:.0f} MiB"
+
+
+@peaks
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_steps() -> None:
+    few, many = peak("ours", "cnn", 50), peak("ours", "cnn", 400)
+    assert many < 1.3 * few + 2**22
+
+
 def test_a_budget_splits_steps_and_then_the_batch() -> None:
     seen: list[int] = []
     model = cnn()

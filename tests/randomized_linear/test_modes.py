@@ -50,7 +50,7 @@ def test_compile(sketch, backend):
         got = torch.autograd.grad(compiled(x, w, b, seed).sum(), (x, w, b))
         due = torch.autograd.grad(step(x, w, b, seed).sum(), (x, w, b))
         torch.testing.assert_close(got, due, rtol=2e-5, atol=2e-5)
-    assert counter.frame_count <= 2  # sizes are dynamic; one more graph for the second of them
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow
@@ -67,7 +67,8 @@ def test_compiled_module_draws_afresh():
         for module, call in ((layer, compiled), (twin, twin)):
             y = call(x)
             grads[-1].append(torch.autograd.grad(y.square().sum(), module.weight)[0])
-    # The draws of compiled and plain calls differ; each is fresh and unbiased.
+    for ours, plain in grads:
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(grads[0][0], grads[1][0])
     assert int(layer.sketch_count) == 3
 

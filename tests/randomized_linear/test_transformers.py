@@ -72,9 +72,7 @@ def test_peak_falls_too():
     exact = peak(m, ids)
     randomized_linear.convert(m, 0.2)
     fewbit.convert(m, 3)
-    assert (
-        1 - peak(m, ids) / exact >= PUBLISHED["both"] - 0.08
-    )  # 27 % with two layers: working memory
+    assert 1 - peak(m, ids) / exact >= PUBLISHED["both"] - 0.03  # the last layer's working memory
 
 
 def test_llama_blocks_share_their_inputs():
