@@ -1,8 +1,8 @@
 """A RoBERTa-base-shaped encoder of the transformers library, random weights, 32 x 128 tokens.
 
 The published reductions (RoBERTa-base on MRPC): 13.8 % by 3-bit GELU, 18.6 % by sketches of ratio
-0.2, 32.7 % by both. Here three of its twelve layers, which are all alike, and percentages of what
-the stack of layers keeps; figures of the whole model are in the family's README.
+0.2, 32.7 % by both. What the stack of layers keeps is counted on three of its twelve layers, which
+are all alike; the peak, to which the working memory of one layer adds, on all twelve.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ LAYERS = 3
 PUBLISHED = {"few-bit": 0.138, "sketch": 0.186, "both": 0.327}
 
 
-def model():
+def model(layers=LAYERS):
     torch.manual_seed(0)
-    config = transformers.RobertaConfig(num_hidden_layers=LAYERS, type_vocab_size=1)
+    config = transformers.RobertaConfig(num_hidden_layers=layers, type_vocab_size=1)
     config.vocab_size = 1000  # of the embedding, whose weights say nothing of activations
     return transformers.RobertaModel(config, add_pooling_layer=False).train()
 
@@ -68,11 +68,11 @@ def peak(m, ids):
 
 
 def test_peak_falls_too():
-    m, ids = model(), tokens()
+    m, ids = model(layers=12), tokens()
     exact = peak(m, ids)
     randomized_linear.convert(m, 0.2)
     fewbit.convert(m, 3)
-    assert 1 - peak(m, ids) / exact >= PUBLISHED["both"] - 0.03  # the last layer's working memory
+    assert 1 - peak(m, ids) / exact >= PUBLISHED["both"]
 
 
 def test_llama_blocks_share_their_inputs():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import _backends, _checks
 from . import arguments, functional, seeds
+from .autograd import ops
 
 _STATE = ("sketch_key", "sketch_count")
 _numbers = itertools.count()
@@ -116,7 +117,7 @@ class Sketched(nn.Module):
         missing = arguments[2]
         missing[:] = [key for key in missing if key not in [prefix + name for name in _STATE]]
 
-    def _fresh_seed(self) -> Tensor:
+    def _fresh_seed(self) -> Any:
         term = seeds.default_rank_term() if self.rank is None else seeds.rank_term(self.rank)
         explicit = seeds.step.active
         if explicit is not None:
@@ -124,11 +125,10 @@ class Sketched(nn.Module):
             if not torch.compiler.is_compiling():
                 call = explicit.calls.get(self, 0)
                 explicit.calls[self] = call + 1
-            seed = self.sketch_key + explicit.term
-            return seed.add_((term + call * seeds.GOLDEN) & seeds.MASK).bitwise_and_(seeds.MASK)
+            term = (term + call * seeds.GOLDEN) & seeds.MASK
+            return ops.randomized_linear_seed(self.sketch_key, explicit.term, 1, term)
         self.sketch_count.add_(1)
-        seed = torch.add(self.sketch_key, self.sketch_count, alpha=seeds.GOLDEN)
-        return seed.add_(term).bitwise_and_(seeds.MASK)
+        return ops.randomized_linear_seed(self.sketch_key, self.sketch_count, seeds.GOLDEN, term)
 
     def next_seed(self) -> Tensor:
         """Seed of this forward: a fresh one, or inside backward that of the forward replayed."""

@@ -24,6 +24,7 @@ _library.define(
 _library.define(
     "randomized_linear_gather(Tensor x, Tensor index, Tensor? scale, str backend) -> Tensor"
 )
+_library.define("randomized_linear_seed(Tensor key, Tensor count, int step, int term) -> Tensor")
 _library.define("hadamard_transform(Tensor x, float scale, str backend) -> Tensor")
 
 
@@ -137,9 +138,19 @@ def _hadamard(x: Tensor, scale: float, backend: str) -> Tensor:
     return out
 
 
+def _seed(key: Tensor, count: Tensor, step: int, term: int) -> Tensor:
+    """(key + step count + term) mod 2**63.
+
+    An op and not three of torch's, so that torch.compile keeps its result for backward: what it
+    can recompute it does recompute, from the count that the layer has advanced in the meantime.
+    """
+    return torch.add(key, count, alpha=step).add_(term).bitwise_and_(2**63 - 1)
+
+
 _KEY = "CompositeExplicitAutograd"  # every device; the backend argument says which kernel
 _library.impl("randomized_linear_project", _project, _KEY)
 _library.impl("randomized_linear_gather", _gather, _KEY)
+_library.impl("randomized_linear_seed", _seed, _KEY)
 _library.impl("hadamard_transform", _hadamard, _KEY)
 
 
@@ -155,6 +166,11 @@ def _(x, seed, sketch, k, backend):  # type: ignore[no-untyped-def]
 @_fake("randomized_linear_gather")
 def _(x, index, scale, backend):  # type: ignore[no-untyped-def]
     return _alloc_rows(x, index.shape[0])
+
+
+@_fake("randomized_linear_seed")
+def _(key, count, step, term):  # type: ignore[no-untyped-def]
+    return torch.empty_like(key)
 
 
 @_fake("hadamard_transform")
