@@ -33,7 +33,7 @@ void sum_clusters(const Contract& k, const int64_t* starts, const int64_t* membe
 
 template <class T>
 int run_contract(const Contract& k) {
-  Buffer<int64_t> starts(k.clusters + 2), members(k.rows);
+  Scratch<int64_t> starts(k.clusters + 2), members(k.rows);
   if (!starts || !members) return kOutOfMemory;
   // Counting sort; while members are listed, starts[c + 1] is where cluster c goes on.
   for (int64_t c = 0; c < k.clusters + 2; ++c) starts[c] = 0;
@@ -72,8 +72,8 @@ int run_best_cluster(const BestCluster& k) {
   const Nodes& nodes = k.nodes;
   const Clusters& clusters = k.clusters;
   const int64_t dims = nodes.dims;
-  Buffer<T> sums(clusters.slots * dims), masses(clusters.slots);
-  Buffer<int64_t> starts(nodes.instances + 1), blocks(nodes.instances + 1);
+  Scratch<T> sums(clusters.slots * dims), masses(clusters.slots);
+  Scratch<int64_t> starts(nodes.instances + 1), blocks(nodes.instances + 1);
   if (!sums || !masses || !starts || !blocks) return kOutOfMemory;
   for (int64_t e = 0; e < clusters.slots * dims; ++e) sums[e] = T(clusters.sums[e]);
   for (int64_t c = 0; c < clusters.slots; ++c) masses[c] = T(clusters.masses[c]);
@@ -84,8 +84,8 @@ int run_best_cluster(const BestCluster& k) {
   const int64_t inner = rows_side.inner();
   const int threads =
       int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
-  Buffer<T> packed(starts[nodes.instances] * inner * COLS<T>);
-  Buffer<T> row_store(threads * BLOCK_ROWS * inner);
+  Scratch<T> packed(starts[nodes.instances] * inner * COLS<T>);
+  Scratch<T> row_store(threads * BLOCK_ROWS * inner);
   if (!packed || !row_store) return kOutOfMemory;
   const bool tame = pack_panels(columns_side, clusters.offsets, starts.get(), nodes.instances,
                                 threads, packed.get());

@@ -25,14 +25,14 @@ struct Contraction {
   int64_t first, n, inner;
   int64_t slots;  // in use, dead ones included
   int64_t dead = 0;
-  Buffer<int32_t> name;    // lowest member by slot
-  Buffer<int32_t> parent;  // of each node: a lower member of its cluster, or itself
-  Buffer<double> sums, masses;
-  Buffer<T> features, weights;  // sums and masses in T: what values are computed from
-  Buffer<T> panels, rows;
-  Buffer<T> value;  // best, or bound, by slot; 0 if none is positive
-  Buffer<int32_t> partner;
-  Buffer<T> top;  // largest value by panel
+  Scratch<int32_t> name;    // lowest member by slot
+  Scratch<int32_t> parent;  // of each node: a lower member of its cluster, or itself
+  Scratch<double> sums, masses;
+  Scratch<T> features, weights;  // sums and masses in T: what values are computed from
+  Scratch<T> panels, rows;
+  Scratch<T> value;  // best, or bound, by slot; 0 if none is positive
+  Scratch<int32_t> partner;
+  Scratch<T> top;  // largest value by panel
 
   Contraction(const Nodes& nodes, int64_t first, int64_t n)
       : nodes(nodes),
@@ -236,7 +236,7 @@ struct Contraction {
   // Moves the living together, in their order.
   void compact() {
     const int64_t dims = nodes.dims;
-    Buffer<int32_t> moved(slots);
+    Scratch<int32_t> moved(slots);
     if (!moved) return;  // goes on as it is
     int64_t to = 0;
     for (int64_t s = 0; s < slots; ++s) {

@@ -152,10 +152,10 @@ class Greedy {
 
   const Lazy& k_;
   const int64_t first_, n_, dims_;
-  Buffer<double> sums_, masses_;
-  Buffer<int32_t> parent_, version_, head_, tail_;
-  Buffer<int32_t> seen_;  // of a cluster: the last union that has met it
-  Buffer<Link> links_;
+  Scratch<double> sums_, masses_;
+  Scratch<int32_t> parent_, version_, head_, tail_;
+  Scratch<int32_t> seen_;  // of a cluster: the last union that has met it
+  Scratch<Link> links_;
   Edge* heap_ = nullptr;
   int64_t count_ = 0, room_ = 0, used_ = 0;
   int32_t stamp_ = 0;

@@ -8,9 +8,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 
+#include "common/ceil_div.h"
+#include "common/scratch.h"
 #include "common/tile.h"
 #include "multicut/kernels.h"
 
@@ -22,25 +23,6 @@ using tile::LANES;
 using tile::ROWS;
 using tile::Tile;
 
-// Memory that is freed at the end of the scope; null if there is none.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) {
-    const size_t bytes = (size_t(std::max<int64_t>(count, 1)) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* get() const { return data_; }
-  T& operator[](int64_t i) const { return data_[i]; }
-  explicit operator bool() const { return data_ != nullptr; }
-
- private:
-  T* data_;
-};
-
 template <class T>
 constexpr T NEGATIVE_INFINITY = -std::numeric_limits<T>::infinity();
 
@@ -48,8 +30,6 @@ constexpr T NEGATIVE_INFINITY = -std::numeric_limits<T>::infinity();
 // every level, so that a block starts with a panel.
 constexpr int64_t BLOCK_ROWS = 96;
 static_assert(BLOCK_ROWS % ROWS == 0 && BLOCK_ROWS % COLS<float> == 0);
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One side of the product. A node is its coordinates and, if alpha is not 0, one more: sqrt |alpha|
 // w, which one side carries with the sign of -alpha. So s_ij is one chain of multiply-adds with the
