@@ -46,7 +46,7 @@ int run_contract(const Contract& k) {
   const int64_t bounds[2] = {0, ceil_div(k.clusters, 16)};
   int64_t quantum[2];
   quanta(bounds, 1, 1, quantum);
-  const int threads = k.rows * k.dims > 100000 ? k.exec.threads : 1;
+  const int threads = useful_threads(k.exec.threads, k.rows * k.dims / 4, SCALAR_GRAIN);
   each_quantum(quantum, 1, threads, [&](int, int64_t, int64_t q) {
     sum_clusters<T>(k, starts.get(), members.get(), q * 16,
                     std::min<int64_t>(k.clusters, q * 16 + 16));
@@ -82,8 +82,10 @@ int run_best_cluster(const BestCluster& k) {
   quanta(clusters.offsets, nodes.instances, COLS<T>, starts.get());
   quanta(nodes.offsets, nodes.instances, BLOCK_ROWS, blocks.get());
   const int64_t inner = rows_side.inner();
+  const int64_t work = pairs_of(nodes.offsets, clusters.offsets, nodes.instances) * inner;
   const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
+      int(std::max<int64_t>(1, std::min<int64_t>(useful_threads(k.exec.threads, work, TILE_GRAIN),
+                                                 blocks[nodes.instances])));
   Scratch<T> packed(starts[nodes.instances] * inner * COLS<T>);
   Scratch<T> row_store(threads * BLOCK_ROWS * inner);
   if (!packed || !row_store) return kOutOfMemory;
@@ -161,7 +163,8 @@ int64_t move_instance(const Move& k, int64_t b) {
 template <class T>
 int run_move(const Move& k) {
   const int64_t bounds[2] = {0, k.nodes.instances};
-  each_quantum(bounds, 1, k.exec.threads,
+  const int64_t work = k.order_offsets[k.nodes.instances] * k.nodes.dims;
+  each_quantum(bounds, 1, useful_threads(k.exec.threads, work, SCALAR_GRAIN),
                [&](int, int64_t, int64_t b) { k.moved[b] = move_instance<T>(k, b); });
   return kOk;
 }

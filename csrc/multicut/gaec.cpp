@@ -311,7 +311,10 @@ int run_gaec(const Gaec& k) {
     if (k.nodes.offsets[b + 1] - k.nodes.offsets[b] > std::numeric_limits<int32_t>::max())
       return kBadArgument;
   int status = kOk;
-  each_quantum(bounds, 1, k.exec.threads, [&](int, int64_t, int64_t b) {
+  const Nodes& nodes = k.nodes;
+  const int64_t work = pairs_of(nodes.offsets, nodes.offsets, nodes.instances) * nodes.dims;
+  const int threads = useful_threads(k.exec.threads, work, TILE_GRAIN);
+  each_quantum(bounds, 1, threads, [&](int, int64_t, int64_t b) {
     const int one = contract_instance<T>(k, b);
     if (one != kOk) __atomic_store_n(&status, one, __ATOMIC_RELAXED);
   });

@@ -294,7 +294,10 @@ template <class T>
 int run_kernighan_lin(const KernighanLin& k) {
   const int64_t bounds[2] = {0, k.nodes.instances};
   int status = kOk;
-  each_quantum(bounds, 1, k.exec.threads, [&](int, int64_t, int64_t b) {
+  const Nodes& nodes = k.nodes;
+  const int64_t work = pairs_of(nodes.offsets, nodes.offsets, nodes.instances) * nodes.dims;
+  const int threads = useful_threads(k.exec.threads, work, TILE_GRAIN);
+  each_quantum(bounds, 1, threads, [&](int, int64_t, int64_t b) {
     Chains<T> chains(k, b);
     const double gain = chains.ready() ? chains.run() : std::nan("");
     k.gains[b] = gain;

@@ -169,10 +169,13 @@ int run_lazy(const Lazy& k) {
   }
   const int64_t bounds[2] = {0, k.nodes.instances};
   int status = kOk;
-  each_quantum(bounds, 1, k.exec.threads, [&](int, int64_t, int64_t b) {
-    Greedy greedy(k, b);
-    if (!greedy.run<T>()) __atomic_store_n(&status, int(kOutOfMemory), __ATOMIC_RELAXED);
-  });
+  const int64_t work = k.nodes.rows * k.neighbors_per_node * k.nodes.dims;
+  each_quantum(bounds, 1, useful_threads(k.exec.threads, work, SCALAR_GRAIN),
+               [&](int, int64_t, int64_t b) {
+                 Greedy greedy(k, b);
+                 if (!greedy.run<T>())
+                   __atomic_store_n(&status, int(kOutOfMemory), __ATOMIC_RELAXED);
+               });
   return status;
 }
 

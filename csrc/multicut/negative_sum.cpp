@@ -69,8 +69,9 @@ int run_negative_sum(const NegativeSum& k) {
   if (!starts || !blocks) return kOutOfMemory;
   quanta(nodes.offsets, instances, COLS<T>, starts.get());
   quanta(nodes.offsets, instances, BLOCK_ROWS, blocks.get());
-  const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[instances])));
+  const int64_t work = pairs_of(nodes.offsets, nodes.offsets, instances) * inner / 2;
+  const int threads = int(std::max<int64_t>(
+      1, std::min<int64_t>(useful_threads(k.exec.threads, work, TILE_GRAIN), blocks[instances])));
   Scratch<T> packed(starts[instances] * inner * COLS<T>), row_store(threads * BLOCK_ROWS * inner);
   Scratch<double> sums(blocks[instances]);
   if (!packed || !row_store || !sums) return kOutOfMemory;

@@ -105,6 +105,23 @@ struct Panels {
   int64_t columns(int64_t instance) const { return offsets[instance + 1] - offsets[instance]; }
 };
 
+// A thread is not worth waking for less than so many multiply-adds of tiles, or so many steps of
+// scalar code: some 20 us either way. Waking costs a few, and a whole time slice of the scheduler
+// where other processes keep the processors busy.
+constexpr int64_t TILE_GRAIN = 1 << 20, SCALAR_GRAIN = 1 << 15;
+
+inline int useful_threads(int threads, int64_t work, int64_t grain) {
+  return int(std::max<int64_t>(1, std::min<int64_t>(threads, work / grain)));
+}
+
+// Pairs of rows and columns of the same instance.
+inline int64_t pairs_of(const int64_t* rows, const int64_t* columns, int64_t instances) {
+  int64_t pairs = 0;
+  for (int64_t b = 0; b < instances; ++b)
+    pairs += (rows[b + 1] - rows[b]) * (columns[b + 1] - columns[b]);
+  return pairs;
+}
+
 // First quantum of each instance when every instance is cut in quanta of `size` items.
 inline void quanta(const int64_t* offsets, int64_t instances, int64_t size, int64_t* starts) {
   starts[0] = 0;

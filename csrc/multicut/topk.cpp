@@ -110,13 +110,13 @@ void walk_upper(const Panels<T>& panels, int64_t instance, int64_t block, const 
 }
 
 template <class T>
-int best_partner(const TopK& k, const Panels<T>& panels, const Side<T>& side) {
+int best_partner(const TopK& k, const Panels<T>& panels, const Side<T>& side, int most_threads) {
   const Nodes& nodes = k.nodes;
   Scratch<int64_t> blocks(nodes.instances + 1);
   if (!blocks) return kOutOfMemory;
   quanta(nodes.offsets, nodes.instances, BLOCK_ROWS, blocks.get());
   const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
+      int(std::min<int64_t>(most_threads, std::max<int64_t>(1, blocks[nodes.instances])));
   const int64_t padded = panels.starts[nodes.instances] * COLS<T>;
   Scratch<T> column_value(threads * padded), row_store(threads * BLOCK_ROWS * panels.inner);
   Scratch<int32_t> column_index(threads * padded);
@@ -179,13 +179,13 @@ int best_partner(const TopK& k, const Panels<T>& panels, const Side<T>& side) {
 // ------------------------------------------------------------------------- k best of other columns
 
 template <class T>
-int best_columns(const TopK& k, const Panels<T>& panels, const Side<T>& side) {
+int best_columns(const TopK& k, const Panels<T>& panels, const Side<T>& side, int most_threads) {
   const Nodes& nodes = k.nodes;
   Scratch<int64_t> blocks(nodes.instances + 1);
   if (!blocks) return kOutOfMemory;
   quanta(nodes.offsets, nodes.instances, BLOCK_ROWS, blocks.get());
   const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
+      int(std::min<int64_t>(most_threads, std::max<int64_t>(1, blocks[nodes.instances])));
   const int64_t room = std::max<int64_t>(2 * k.k, k.k + 16);
   Scratch<T> row_store(threads * BLOCK_ROWS * panels.inner);
   Scratch<Candidate<T>> lists(threads * BLOCK_ROWS * room);
@@ -235,11 +235,14 @@ int run_topk(const TopK& k) {
   const int64_t inner = rows.inner();
   Scratch<T> packed(starts[nodes.instances] * inner * COLS<T>);
   if (!packed) return kOutOfMemory;
+  const bool half = own && k.k == 1 && k.self == 0;  // each pair once
+  const int64_t work = pairs_of(nodes.offsets, offsets, nodes.instances) * inner / (half ? 2 : 1);
+  const int threads = useful_threads(k.exec.threads, work, TILE_GRAIN);
   const bool tame =
-      pack_panels(columns, offsets, starts.get(), nodes.instances, k.exec.threads, packed.get());
+      pack_panels(columns, offsets, starts.get(), nodes.instances, threads, packed.get());
   const Panels<T> panels{packed.get(), offsets, starts.get(), inner, tame};
-  if (own && k.k == 1 && k.self == 0) return best_partner<T>(k, panels, rows);
-  return best_columns<T>(k, panels, rows);
+  return half ? best_partner<T>(k, panels, rows, threads)
+              : best_columns<T>(k, panels, rows, threads);
 }
 
 }  // namespace
