@@ -78,8 +78,6 @@ def integrated_gradients(
     problem, tensors, single, chosen = setup(
         forward, inputs, target, multi_target, additional_forward_args, create_graph, backend
     )
-    with torch.set_grad_enabled(create_graph):
-        base = flat_baselines(baselines, tensors, problem.layout)
     integer_between("n_steps", n_steps, 1, 2**31)
     one_of("method", method, quadrature.METHODS)
     shards = Shards.of(group, shard, create_graph)
@@ -95,7 +93,8 @@ def integrated_gradients(
         result = shaped(zero, problem.layout, none, single)
         info = Info(method, torch.zeros(0, dtype=torch.int64), delta)
         return with_extras(result, delta, return_convergence_delta, info, return_info)
-    with frozen(forward, not create_graph), torch.set_grad_enabled(create_graph):
+    with torch.set_grad_enabled(create_graph), frozen(forward, not create_graph):
+        base = flat_baselines(baselines, tensors, problem.layout)
         if tol is not None:
             rows, info = shards.over_samples(
                 problem, base,
