@@ -49,6 +49,7 @@ def integrated_gradients(
             several at once, from one forward.
         additional_forward_args: passed on; tensors with the batch first follow their sample.
         n_steps, method: fixed rule, one of ``quadrature.METHODS``.
+        return_convergence_delta, return_info: also return what completeness misses, the ``Info``.
         tol: instead: nested Clenshaw-Curtis rules of 5, 9, 17 ... <= max_steps (129) points, each
             sample until both the missing completeness and the change from the rule before are at
             most tol times the L1 norm of its attributions.
