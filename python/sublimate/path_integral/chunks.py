@@ -28,7 +28,7 @@ from .arguments import (
 #: Without a budget: rows whose saved activations fill this much, but no fewer than _LEAST_ROWS.
 #: On CPUs 40 to 200 rows at once are fastest for convolutions and transformers, and small models
 #: want thousands.
-_DEFAULT_BYTES = 4 * 2**20
+_DEFAULT_BYTES = 5 * 2**19
 _LEAST_ROWS = 64
 _TINY = 2**19  # bytes of all points together: not worth measuring the model
 
