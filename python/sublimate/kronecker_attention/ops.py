@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ _library.define(
 
 def _alloc_like(x: Tensor, last: int) -> Tensor:
     """(B, H, N, last), dense, the first three dimensions in the memory order of x's."""
-    order = sorted(range(3), key=lambda dim: -x.stride(dim))
+    order = sorted(range(3), key=lambda dim: x.stride()[dim], reverse=True)
     return torch.empty_permuted((*x.shape[:3], last), (*order, 3), dtype=x.dtype, device=x.device)
 
 
@@ -99,7 +100,13 @@ def _attention_fwd(
         return out, lse
     if k1.shape[2] == 0 or k2.shape[2] == 0:
         return out.zero_(), lse.fill_(-math.inf)
-    tensors = (*(_inner(t) for t in (q, k1, k2, v1, v2)), _mask(mask1), _mask(mask2), out, lse)
+    tensors: tuple[Any, ...] = (
+        *(_inner(t) for t in (q, k1, k2, v1, v2)),
+        _mask(mask1),
+        _mask(mask2),
+        out,
+        lse,
+    )
     if backend == "triton":
         from ..kernels.kronecker_attention import fwd
 
@@ -128,7 +135,7 @@ def _attention_bwd(
     grads = _alloc_gradients(q, k1, k2, v1, v2)
     if dout.numel() == 0 or k1.shape[2] == 0 or k2.shape[2] == 0:
         return tuple(g.zero_() for g in grads)
-    tensors = (
+    tensors: tuple[Any, ...] = (
         *(_inner(t) for t in (dout, q, k1, k2, v1, v2)),
         lse.contiguous(), delta.contiguous(), _mask(mask1), _mask(mask2), *grads,
     )  # fmt: skip

@@ -96,7 +96,7 @@ def _row_chunks(n: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
     """(B, Hkv, G, R, M_1, ..., M_last): unmasked logits; q (B, Hkv, G, R, D) is scaled already."""
-    folded, sizes = q, q.shape[2:4]
+    folded, sizes = q, tuple(q.shape[2:4])
     for k in keys[:-1]:
         b, h, m, d = k.shape
         left = folded.reshape(b, h, -1, 1, d)
@@ -154,7 +154,7 @@ def _prepare(
 
 def layout_like(q: Tensor, x: Tensor) -> Tensor:
     """x (B, Hq, N, ...) laid out in memory as q's first three dimensions are."""
-    order = sorted(range(3), key=lambda dim: -q.stride(dim))
+    order = sorted(range(3), key=lambda dim: q.stride()[dim], reverse=True)
     if order == [0, 1, 2]:
         return x.contiguous()
     order = [*order, *range(3, x.dim())]
@@ -416,8 +416,8 @@ def polynomial(
         coefficients: (B, Hq, g + 1) in the accumulator's dtype.
 
     Returns:
-        (B, Hq, N, Dv) and (B, Hq, N) in the accumulator's dtype. Time 2 k N r Dv Hq without causality;
-        with it, here, 16 times as much.
+        (B, Hq, N, Dv) and (B, Hq, N) in the accumulator's dtype. Time 2 k N r Dv Hq without
+        causality; with it, here, 16 times as much.
     """
     degree = coefficients.shape[-1] - 1
     with _WithoutAutocast(q.device):
