@@ -100,19 +100,22 @@ def _attention_fwd(
         return out, lse
     if k1.shape[2] == 0 or k2.shape[2] == 0:
         return out.zero_(), lse.fill_(-math.inf)
-    tensors: tuple[Any, ...] = (
+    arguments: tuple[Any, ...] = (
         *(_inner(t) for t in (q, k1, k2, v1, v2)),
         _mask(mask1),
         _mask(mask2),
         out,
         lse,
+        scale,
+        causal,
+        window,
     )
     if backend == "triton":
         from ..kernels.kronecker_attention import fwd
 
-        fwd.attention(*tensors, scale, causal, window)
+        fwd.attention(*arguments)
     else:
-        native.attention(backend, *tensors, scale, causal, window)
+        native.attention(backend, *arguments)
     return out, lse
 
 
@@ -135,16 +138,17 @@ def _attention_bwd(
     grads = _alloc_gradients(q, k1, k2, v1, v2)
     if dout.numel() == 0 or k1.shape[2] == 0 or k2.shape[2] == 0:
         return tuple(g.zero_() for g in grads)
-    tensors: tuple[Any, ...] = (
+    arguments: tuple[Any, ...] = (
         *(_inner(t) for t in (dout, q, k1, k2, v1, v2)),
         lse.contiguous(), delta.contiguous(), _mask(mask1), _mask(mask2), *grads,
+        scale, causal, window,
     )  # fmt: skip
     if backend == "triton":
         from ..kernels.kronecker_attention import bwd
 
-        bwd.attention(*tensors, scale, causal, window)
+        bwd.attention(*arguments)
     else:
-        native.attention_bwd(backend, *tensors, scale, causal, window)
+        native.attention_bwd(backend, *arguments)
     return grads
 
 
@@ -263,4 +267,34 @@ for _op in (
     torch.library.register_vmap(f"sublimate::{_op}", _refuse_vmap, lib=_library)
 
 
+def limits(backend: str, dims: tuple[int, int], order: int = 3, degree: int = 0) -> list[str]:
+    """Why a backend has no kernel for these head dimensions, this order or this degree; else []."""
+    if backend == "reference":
+        return []
+    found = [
+        f"head dimensions of at most {LONGEST_HEAD}, got {d}" for d in dims if d > LONGEST_HEAD
+    ]
+    if degree == 0 and order == 3:
+        return found
+    if backend == "triton":
+        from ..kernels.kronecker_attention import configs
+
+        orders, highest = configs.POLYNOMIAL_ORDERS, configs.HIGHEST_DEGREE
+    else:
+        orders, highest = native.POLYNOMIAL_ORDERS, native.HIGHEST_DEGREE
+    if order not in orders:
+        found.append(f"orders {', '.join(map(str, orders))}, got {order}")
+    if degree > highest:
+        found.append(f"degrees up to {highest}, got {degree}")
+    return found
+
+
 _backends.register_family("kronecker_attention", tuple(_native.DTYPES))
+_backends.register(
+    _backends.Backend(
+        "kronecker_attention",
+        "cuda",
+        lambda: "kronecker_attention has no CUDA kernel of its own; triton runs on these devices",
+        lambda device, dtype: [],
+    )
+)
