@@ -82,7 +82,7 @@ def _clean(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[:, None, :, None], x, torch.zeros_like(x))
 
 
-def _windows(window: Sequence[int] | None, keys: int) -> tuple[int, ...]:
+def window_widths(window: Sequence[int] | None, keys: int) -> tuple[int, ...]:
     return tuple(window) if window else (0,) * keys
 
 
@@ -94,7 +94,7 @@ def _row_chunks(n: int, size: int) -> Iterator[tuple[int, int]]:
 # --------------------------------------------------------------------------------- exact, any order
 
 
-def _fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
+def fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
     """(B, Hkv, G, R, M_1, ..., M_last): unmasked logits; q (B, Hkv, G, R, D) is scaled already."""
     folded, sizes = q, tuple(q.shape[2:4])
     for k in keys[:-1]:
@@ -106,7 +106,7 @@ def _fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
     return (folded.reshape(b, h, -1, d) @ last.transpose(-1, -2)).reshape(b, h, *sizes, m)
 
 
-def _contract(weight: Tensor, values: Sequence[Tensor]) -> Tensor:
+def contract(weight: Tensor, values: Sequence[Tensor]) -> Tensor:
     """(B, Hkv, G, R, Dv): sums of weight times the product of one value of each set."""
     b, h, g, r = weight.shape[:4]
     last = values[-1]
@@ -116,7 +116,7 @@ def _contract(weight: Tensor, values: Sequence[Tensor]) -> Tensor:
     return out.reshape(b, h, g, r, -1)
 
 
-def _mask_logits(logits: Tensor, allow: Sequence[Tensor | None]) -> Tensor:
+def mask_logits(logits: Tensor, allow: Sequence[Tensor | None]) -> Tensor:
     for at, a in enumerate(allow):
         if a is not None:
             shape = [a.shape[0], 1, 1, a.shape[1], *(1,) * len(allow)]
@@ -138,7 +138,7 @@ def softmax_pairs(logits: Tensor, dims: int) -> tuple[Tensor, Tensor]:
     return (weight / safe).reshape(logits.shape), lse
 
 
-def _prepare(
+def prepare(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], masks: Masks | None
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor | None]]:
     """q by key heads (B, Hkv, G, N, D), all in the accumulator's dtype, masked keys 0."""
@@ -178,8 +178,8 @@ def attention_any_order(
     one row of tuples. O (B, Hq, N, Dv) in q's dtype, LSE (B, Hq, N) in the accumulator's.
     """
     with _WithoutAutocast(q.device):
-        grouped, key_sets, value_sets, masks = _prepare(q, keys, values, masks)
-        windows = _windows(window, len(keys))
+        grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
+        windows = window_widths(window, len(keys))
         b, hkv, g, n, d = grouped.shape
         lengths = [k.shape[2] for k in keys]
         per_row = b * hkv * g * math.prod(lengths[:-1]) * max(lengths[-1], d)
@@ -190,13 +190,13 @@ def attention_any_order(
                 for m, mask, w in zip(lengths, masks, windows, strict=True)
             ]
             part = grouped[:, :, :, rows[0] : rows[1]] * scale
-            logits = _mask_logits(_fold(part, key_sets), allow)
+            logits = mask_logits(fold(part, key_sets), allow)
             if 0 in lengths:  # nothing to take a maximum of
-                outs.append(_contract(logits, value_sets))
+                outs.append(contract(logits, value_sets))
                 lses.append(logits.new_full(logits.shape[:4], -math.inf))
                 continue
             p, lse = softmax_pairs(logits, len(keys))
-            outs.append(_contract(p, value_sets))
+            outs.append(contract(p, value_sets))
             lses.append(lse)
         dv = values[0].shape[-1]
         out = torch.cat(outs, 3) if outs else grouped.new_zeros(b, hkv, g, 0, dv)
@@ -249,8 +249,8 @@ def attention_gradients(
     sum_k dS k2_k: dq_i = scale sum_j k1_j * T_ij and dk1_j = scale sum_i q_i * T_ij.
     """
     acc = accumulator(q.dtype)
-    grouped, (k1_, k2_), (v1_, v2_), masks = _prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
-    windows = _windows(window, 2)
+    grouped, (k1_, k2_), (v1_, v2_), masks = prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
+    windows = window_widths(window, 2)
     b, hkv, g, n, d = grouped.shape
     m1, m2, dv = k1.shape[2], k2.shape[2], v1.shape[-1]
     do = dout.to(acc).reshape(b, hkv, g, n, dv)
@@ -265,8 +265,8 @@ def attention_gradients(
             for m, mask, w in zip((m1, m2), masks, windows, strict=True)
         ]
         qc, doc = grouped[:, :, :, lo:hi], do[:, :, :, lo:hi]
-        p = torch.exp(_mask_logits(_fold(qc * scale, (k1_, k2_)), allow) - lse[:, :, :, lo:hi])
-        ds = p * (_fold(doc, (v1_, v2_)) - delta[:, :, :, lo:hi])
+        p = torch.exp(mask_logits(fold(qc * scale, (k1_, k2_)), allow) - lse[:, :, :, lo:hi])
+        ds = p * (fold(doc, (v1_, v2_)) - delta[:, :, :, lo:hi])
         ds = torch.where(p == 0, torch.zeros_like(ds), ds) * scale
         flat_p, flat_s = (t.reshape(b, hkv, -1, m2) for t in (p, ds))
         w = (flat_p @ v2_).reshape(b, hkv, g, hi - lo, m1, dv)
@@ -308,8 +308,8 @@ def strassen(
     The logits of a chunk of rows are formed in full: O(N M1 M2 Dv) time, ``CHUNK`` elements.
     """
     with _WithoutAutocast(q.device):
-        grouped, (k1_, k2_), (v1_, v2_), masks = _prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
-        windows = _windows(window, 2)
+        grouped, (k1_, k2_), (v1_, v2_), masks = prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
+        windows = window_widths(window, 2)
         b, hkv, g, n, _ = grouped.shape
         m1, m2, dv = k1.shape[2], k2.shape[2], v1.shape[-1]
         middle = (k1_ @ k2_.transpose(-1, -2))[:, :, None, None] * scale  # [B, Hkv, 1, 1, M1, M2]
@@ -323,13 +323,13 @@ def strassen(
             shape = (b, hkv, g, rows[1] - rows[0])
             first = (part @ k1_.transpose(-1, -2)).reshape(*shape, m1, 1)
             second = (part @ k2_.transpose(-1, -2)).reshape(*shape, 1, m2)
-            logits = _mask_logits(first + second + middle, allow)
+            logits = mask_logits(first + second + middle, allow)
             if m1 == 0 or m2 == 0:
-                outs.append(_contract(logits, (v1_, v2_)))
+                outs.append(contract(logits, (v1_, v2_)))
                 lses.append(logits.new_full(shape, -math.inf))
                 continue
             p, lse = softmax_pairs(logits, 2)
-            outs.append(_contract(p, (v1_, v2_)))
+            outs.append(contract(p, (v1_, v2_)))
             lses.append(lse)
         out = torch.cat(outs, 3) if outs else grouped.new_zeros(b, hkv, g, 0, dv)
         lse = torch.cat(lses, 3) if lses else grouped.new_zeros(b, hkv, g, 0)
@@ -421,8 +421,8 @@ def polynomial(
     """
     degree = coefficients.shape[-1] - 1
     with _WithoutAutocast(q.device):
-        grouped, key_sets, value_sets, masks = _prepare(q, keys, values, masks)
-        windows = _windows(window, len(keys))
+        grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
+        windows = window_widths(window, len(keys))
         b, hkv, g, n, d = grouped.shape
         weights, degrees = multinomials(d, degree, grouped)
         powers = scale ** degrees.to(grouped.dtype)
