@@ -276,17 +276,29 @@ def limits(backend: str, dims: tuple[int, int], order: int = 3, degree: int = 0)
     ]
     if degree == 0 and order == 3:
         return found
+    if order not in polynomial_orders(backend):
+        found.append(f"orders {', '.join(map(str, polynomial_orders(backend)))}, got {order}")
+    if degree > highest_degree(backend):
+        found.append(f"degrees up to {highest_degree(backend)}, got {degree}")
+    return found
+
+
+def polynomial_orders(backend: str) -> tuple[int, ...]:
+    """Orders (key sets + 1) of a compiled backend's polynomial kernels."""
     if backend == "triton":
         from ..kernels.kronecker_attention import configs
 
-        orders, highest = configs.POLYNOMIAL_ORDERS, configs.HIGHEST_DEGREE
-    else:
-        orders, highest = native.POLYNOMIAL_ORDERS, native.HIGHEST_DEGREE
-    if order not in orders:
-        found.append(f"orders {', '.join(map(str, orders))}, got {order}")
-    if degree > highest:
-        found.append(f"degrees up to {highest}, got {degree}")
-    return found
+        return configs.POLYNOMIAL_ORDERS
+    return native.POLYNOMIAL_ORDERS
+
+
+def highest_degree(backend: str) -> int:
+    """The highest degree of a backend's polynomial."""
+    if backend == "triton":
+        from ..kernels.kronecker_attention import configs
+
+        return configs.HIGHEST_DEGREE
+    return native.HIGHEST_DEGREE if backend == "cpu" else 16
 
 
 _backends.register_family("kronecker_attention", tuple(_native.DTYPES))

@@ -45,8 +45,8 @@ class Certificate:
     def output(self, values: Sequence[Tensor]) -> Tensor:
         """(B, Hq, N): no element of the row's output is off by more; infinite where e >= 1.
 
-        2 e / (1 - e) times the largest product of magnitudes of values, in exact arithmetic:
-        rounding comes on top.
+        min(2 e / (1 - e), 2) times the largest product of magnitudes of values, in exact
+        arithmetic: rounding comes on top.
         """
         size = values[0].new_ones((), dtype=torch.float64)
         for v in values:
@@ -56,7 +56,8 @@ class Certificate:
         size = size.amax(-1)
         size = size.repeat_interleave(self.relative.shape[1] // size.shape[1], 1).unsqueeze(-1)
         e = self.relative
-        bound = 2 * e / (1 - e) * size
+        # Positive weights average the values: 2 sizes apart at most, however wrong they are.
+        bound = (2 * e / (1 - e)).clamp_max(2) * size
         return torch.where(e < 1, bound, torch.full_like(bound, math.inf))
 
 
