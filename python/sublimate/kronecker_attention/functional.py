@@ -126,7 +126,7 @@ def kronecker_attention(
         assert g is not None
         chosen = methods.resolve(backend, q, width, 3, g)
         if method != "auto":
-            methods.check_odd(q, keys, masks, number, g, coefficients, causal or bool(widths))
+            methods.check_odd(q, keys, masks, number, g, coefficients, causal, widths)
         if found.method == "hybrid":
             out, lse = methods.hybrid(
                 q, keys, values, masks, g, coefficients, number, widths, chosen
@@ -191,7 +191,9 @@ def _planned(
             raise _checks.fail_value("return_info", "False under torch.compile", True)
         bound, estimate = _judge(q, keys, values, masks, g, kind, scale, causal, window)
     if tol is not None and estimate is not None and plan.ESTIMATE_FACTOR * estimate > tol:
-        size = float(bounds.row_radius(q, keys, scale, masks=masks, causal=ordered).max())
+        size = float(
+            bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window).max()
+        )
         tried = f"degree {g}: estimated {estimate:.2g}, certified {bound:.2g}"
         raise ValueError(plan.unreachable(tol, size, tried, (estimate, g)))
     return Plan("polynomial", g, cost, bound, estimate, "asked for")
@@ -211,8 +213,7 @@ def _judge(
     """(certified bound, estimated relative error) of a degree."""
     if q.numel() == 0:
         return 0.0, 0.0
-    ordered = causal or bool(window)
-    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=ordered)
+    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
     found = bounds.with_coefficients(q, keys, masks, scale, degree, kind, radius)
     c = polynomials.make(kind, degree, q, keys, masks, scale, torch.float64)
     sampled = bounds.sample_error(
@@ -337,7 +338,7 @@ def polynomial_attention(
     q, *rest = methods.autocast((q, *keys, *values))
     keys, values = rest[: len(keys)], rest[len(keys) :]
     chosen = methods.resolve(backend, q, values[0].shape[-1], len(keys) + 1, degree)
-    methods.check_odd(q, keys, masks, number, degree, coefficients, causal or bool(widths))
+    methods.check_odd(q, keys, masks, number, degree, coefficients, causal, widths)
     out, lse = methods.polynomial(
         q, keys, values, masks, degree, coefficients, number, causal, widths, chosen
     )

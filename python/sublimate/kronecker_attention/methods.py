@@ -119,6 +119,7 @@ def check_odd(
     degree: int,
     kind: str,
     causal: bool,
+    window: tuple[int, ...],
 ) -> None:
     """An odd polynomial has a root: refused where a logit may lie beyond it. Reads on the host."""
     if degree % 2 == 0:
@@ -128,7 +129,7 @@ def check_odd(
             "degree", "an even number under torch.compile (odd ones need a look at the data)",
             degree,
         )  # fmt: skip
-    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal)
+    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
     found = bounds.with_coefficients(q, keys, masks, scale, degree, kind, radius)
     if not bool(found.positive.all()):
         raise _checks.fail_value(

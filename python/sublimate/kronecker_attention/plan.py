@@ -111,7 +111,7 @@ def choose(
     empty = q.numel() == 0 or any(k.shape[2] == 0 for k in keys)
     if empty:
         return Plan("exact", None, exact, 0.0, None, "nothing to compute: exact")
-    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal)
+    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
     tried: list[str] = []
     best: tuple[float, int] | None = None
     cheaper = False
