@@ -139,7 +139,7 @@ def key_kernel(
                     q = load_tile(q_ptr, q_at, inside, D, BD).to(OPERAND)
                     dout_at = head * dout_h + i.to(tl.int64) * dout_n
                     dout = load_tile(dout_ptr, dout_at, inside, DV, BDV).to(OPERAND)
-                    each = base + head * n.to(tl.int64) + i
+                    each = base + head.to(tl.int64) * n + i
                     delta = tl.load(delta_ptr + each, mask=inside, other=0.0)
                     s = product(key, tl.trans(q), ACC, PRECISION)  # [BN, BM]
                     if KIND == "strassen":

@@ -119,3 +119,94 @@ def segment(dv: int) -> int:
     A multiple of every tile of rows and of keys.
     """
     return max(128, 4 * padded(dv))
+
+
+# ---------------------------------------------------------------------------------------------
+# Ahead-of-time compilation: the cases (kernels/common/aot.py).
+
+HIP = "-hip"
+_SIZES = {"n": "i32", "m1": "i32", "m2": "i32", "heads": "i32", "group": "i32", "window1": "i32",
+          "window2": "i32", "near": "i32", "shares1": "i32", "shares2": "i32", "length": "i32",
+          "rank": "i32", "segments": "i32", "scale_high": "fp32", "scale_low": "fp32"}  # fmt: skip
+
+
+def _case(kernel: Any, name: str, dtype: str, pointers: dict[str, str], constants: dict[str, Any],
+          launch: Config, common: bool) -> Case:  # fmt: skip
+    """Of a kernel whose strides are those of usual shapes: multiples of 16."""
+    acc = "*fp64" if dtype == "fp64" else "*fp32"
+    types = {"T": "*" + dtype, "A": acc}
+    found = {key: types.get(kind, kind) for key, kind in pointers.items()}
+    strides = tuple(x for x in kernel.arg_names if x[-2:] in ("_b", "_h", "_n"))
+    found |= {x: "i64" if x[-2:] == "_b" else "i32" for x in strides}
+    found |= {key: kind for key, kind in _SIZES.items() if key in kernel.arg_names}
+    return Case(
+        name=f"{name}-{dtype}",
+        kernel=kernel,
+        signature=found,
+        constexprs={**constants, "ACC": tl.float64 if dtype == "fp64" else tl.float32},
+        options=launch.options(),
+        dtype=dtype,
+        common=common,
+        divisible=strides,
+    )
+
+
+def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
+    from . import columns, rows
+
+    kernels = {"forward": rows.forward_kernel, "query": rows.query_kernel,
+               "key": columns.key_kernel}  # fmt: skip
+    inputs = {f"{x}_ptr": "T" for x in ("q", "k1", "k2", "v1", "v2")}
+    own = {
+        "forward": {"out_ptr": "T", "lse_ptr": "A"},
+        "query": {"dout_ptr": "T", "delta_ptr": "A", "dq_ptr": "T"},
+        "key": {"dout_ptr": "T", "delta_ptr": "A", "dk1_ptr": "A", "dk2_ptr": "A", "dv1_ptr": "A",
+                "dv2_ptr": "A"},
+    }  # fmt: skip
+    masks = {"mask1_ptr": "*i1", "mask2_ptr": "*i1"}
+    torch_type = getattr(torch, {"fp32": "float32", "fp64": "float64", "fp16": "float16"}.get(
+        dtype, "bfloat16"))  # fmt: skip
+
+    def case(name: str, d: int, mode: str, common: bool) -> Case:
+        polynomial = mode.startswith("polynomial")
+        kind, size, precision = operand(torch_type, polynomial)
+        tile = config(name, size, d, d, hip)
+        if mode == "narrow":
+            tile = narrow(tile, size)
+        limit = mode in ("causal", "narrow", "polynomial-near")
+        pointers = {**inputs, **own[name]}
+        if polynomial:
+            pointers["coefficients_ptr"] = "A"
+            if name == "forward":
+                pointers["out_ptr"] = "A"
+            else:
+                pointers["dout_ptr"] = "A"
+        elif name == "forward" and mode != "strassen":
+            pointers["bound_ptr"] = "A"
+        elif name != "forward":
+            pointers["lse_ptr"] = "A"
+        if mode == "masked":
+            pointers |= masks
+        constants = {
+            "KIND": "strassen" if mode == "strassen" else "trilinear",
+            "FUNCTION": "polynomial" if polynomial else "softmax",
+            "DEGREE": 3 if polynomial else 0, "LIMIT1": limit, "LIMIT2": limit,
+            "NEAR": mode == "polynomial-near", "D": d, "DV": d, "BD": padded(d), "BDV": padded(d),
+            "BM": tile.bm, "BN": tile.bn, "OPERAND": kind, "PRECISION": precision,
+        }  # fmt: skip
+        if name == "forward":
+            constants["LIMIT_BOUND"] = BOUND
+        full = f"{name}-d{d}-{mode}"
+        return _case(kernels[name], full, dtype + (HIP if hip else ""), pointers, constants, tile,
+                     common)  # fmt: skip
+
+    for name in kernels:
+        for d in (16, 32, 64, 128):
+            yield case(name, d, "causal", d in (64, 128))
+        yield case(name, 80, "full", False)
+        yield case(name, 128, "masked", False)
+        yield case(name, 128, "strassen", False)
+        for d in (64, 128):
+            yield case(name, d, "polynomial-near", d == 128)
+        if name != "key":
+            yield case(name, 128, "narrow", False)

@@ -19,7 +19,7 @@ import triton.language as tl
 @triton.jit
 def wide(high, low, ACC: tl.constexpr):
     """A scalar that came as two fp32 numbers: Triton passes a Python float as fp32."""
-    return high.to(ACC) + low.to(ACC)
+    return tl.to_tensor(high).to(ACC) + tl.to_tensor(low).to(ACC)
 
 
 @triton.jit
