@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
+from helpers import lanes
 from torch import Tensor
 
 
@@ -61,7 +63,7 @@ def normal(shape: Sequence[int], seed: int, dtype: torch.dtype, size: float = 1.
     return (torch.randn(*shape, generator=generator, dtype=torch.float64) * size).to(dtype)
 
 
-def inputs(v: Variant, dtype: torch.dtype = torch.float64, size: float = 0.9) -> list[Tensor]:
+def inputs(v: Variant, dtype: torch.dtype = torch.float64, size: float = 0.7) -> list[Tensor]:
     """q, k1, k2, v1, v2 and an upstream gradient of the output, rounded to ``dtype``."""
     (hq, hkv), (d, dv), (m1, m2) = v.heads, v.dims, v.key_lengths
     shapes = [(hq, v.n, d), (hkv, m1, d), (hkv, m2, d), (hkv, m1, dv), (hkv, m2, dv), (hq, v.n, dv)]
@@ -157,3 +159,11 @@ def gradients(function, leaves: Sequence[Tensor], upstream: Sequence[Tensor]) ->
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     grads = torch.autograd.grad(outputs[: len(upstream)], leaves, upstream)
     return [*(t.detach() for t in outputs), *grads]
+
+
+#: The family has no CUDA kernel: on a GPU, Triton runs. Triton's interpreter is a lane of its own.
+BACKENDS = [
+    lanes.REFERENCE,
+    lanes.CPU,
+    *(pytest.param(lane, marks=pytest.mark.gpu) for lane in lanes.GPU if lane.backend == "triton"),
+]

@@ -8,10 +8,12 @@ from .functional import (
     polynomial_attention,
     strassen_attention,
 )
+from .modules import KroneckerAttention
 from .plan import Plan
 
 __all__ = [
     "Certificate",
+    "KroneckerAttention",
     "Plan",
     "certificate",
     "choose",
