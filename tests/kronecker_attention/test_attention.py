@@ -144,7 +144,9 @@ def test_large_logits(dtype, accuracy, lane):
     """Logits of +-600, where a maximum must be taken: weights are off by the logits' rounding."""
     v = Variant("", n=35, heads=(2, 1), dims=(32, 32), batch=1)
     *leaves, g = inputs(v, dtype, 4.0)
-    found = gradients(call(v, lane.backend, 0.2, lane.device), [lane.put(t) for t in leaves], [lane.put(g)])
+    found = gradients(
+        call(v, lane.backend, 0.2, lane.device), [lane.put(t) for t in leaves], [lane.put(g)]
+    )
     wide = [t.double() for t in leaves]
     due = gradients(
         lambda q, k1, k2, v1, v2: dense(q, (k1, k2), (v1, v2), allowed(v), 0.2), wide, [g.double()]

@@ -27,7 +27,7 @@ CALLS = [
     ({"k2": K.to("meta")}, ValueError, "k2: expected the device of q, cpu, got meta"),
     ({"k1": K[..., :7]}, ValueError, r"k1: expected shape \(2, 2, length, 8\), got \(2, 2, 6, 7\)"),
     ({"k2": K[:, :1]}, ValueError, r"k2: expected shape \(2, 2, length, 8\), got \(2, 1, 6, 8\)"),
-    ({"v1": V[:, :, :5]}, ValueError, r"v1: expected shape \(2, 2, 6, 3\), for k1 of length 6, got"),
+    ({"v1": V[:, :, :5]}, ValueError, r"v1: expected shape \(2, 2, 6, 3\), for k1 of length 6"),
     ({"v2": V[..., :2]}, ValueError, r"v2: expected shape \(2, 2, 6, 3\).*got \(2, 2, 6, 2\)"),
     ({"q": Q[:, :3]}, ValueError, "k1: expected a number of heads that divides q's 3, got 2"),
     ({"q": Q[..., :0], "k1": K[..., :0], "k2": K[..., :0]}, ValueError, "q: expected a head dim"),
@@ -47,7 +47,7 @@ CALLS = [
         {"method": "linear"}, ValueError,
         "method: expected one of 'auto', 'exact', 'polynomial', 'hybrid', got 'linear'",
     ),
-    ({"coefficients": "chebyshev"}, ValueError, "coefficients: expected one of 'taylor', 'hermite'"),
+    ({"coefficients": "chebyshev"}, ValueError, "coefficients: expected one of 'taylor'"),
     ({**POLYNOMIAL, "degree": 0}, ValueError, "degree: expected an int from 1 to 16, got 0"),
     ({**POLYNOMIAL, "degree": 2.0}, TypeError, "degree: expected an int from 1 to 16, got float"),
     ({"method": "exact", "degree": 2}, ValueError, 'degree: expected None with method="exact"'),
@@ -62,7 +62,7 @@ CALLS = [
     ({"backend": "gpu"}, ValueError, "backend: expected one of"),
     (
         {"backend": "cuda"}, BackendUnavailable,
-        "backend 'cuda' of sublimate.kronecker_attention cannot run .*has no CUDA kernel of its own",
+        "backend 'cuda' of sublimate.kronecker_attention cannot run .*has no CUDA kernel",
     ),
 ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_head_dimensions_beyond_the_kernels():
 def test_an_odd_degree_is_refused_where_the_denominator_may_vanish():
     big, keys, values = 4 * Q, [K, K], [V, V]
     for degree in (1, 3, 5):
-        with pytest.raises(ValueError, match=r"degree: expected an even number, as logits may reac"):
+        with pytest.raises(ValueError, match=r"degree: expected an even number, as logits may"):
             polynomial_attention(big, keys, values, degree=degree)
         with pytest.raises(ValueError, match="the denominator, may vanish, got"):
             kronecker_attention(big, K, K, V, V, method="polynomial", degree=degree)
@@ -102,7 +102,7 @@ def test_a_tolerance_that_no_degree_reaches():
     )
     with pytest.raises(ValueError, match=message):
         kronecker_attention(2 * Q, K, K, V, V, method="polynomial", tol=1e-6)
-    with pytest.raises(ValueError, match="no polynomial reaches 1e-06 .*degree 2: estimated"):
+    with pytest.raises(ValueError, match=r"no polynomial reaches 1e-06 .*degree 2: estimated"):
         kronecker_attention(2 * Q, K, K, V, V, method="polynomial", tol=1e-6, degree=2)
 
 
@@ -110,7 +110,11 @@ def test_a_tolerance_that_no_degree_reaches():
     ("arguments", "error", "message"),
     [
         ((Q, K, [V, V]), TypeError, "keys: expected a list of tensors, one for each key set, got"),
-        ((Q, [K], [V]), ValueError, r"keys: expected at least 2 key sets \(order 3\); order 2 is F"),
+        (
+            (Q, [K], [V]),
+            ValueError,
+            r"keys: expected at least 2 key sets \(order 3\); order 2 is",
+        ),
         ((Q, [K, K], [V]), ValueError, "values: expected one for each of 2 key sets, got 1"),
         ((Q, [K, K.double()], [V, V]), TypeError, r"keys\[1\]: expected the dtype of q"),
         ((Q, [K, K], [V, V[:, :, :2]]), ValueError, r"values\[1\]: expected shape \(2, 2, 6, 3\)"),
@@ -154,7 +158,9 @@ def test_degrees_and_orders_beyond_the_kernels():
             polynomial_attention(small[0], [small[1]] * 2, [small[2]] * 2, degree=g, **options)
     order = max(orders) + 1
     with pytest.raises(BackendUnavailable, match=f"orders .*, got {order}"):
-        polynomial_attention(small[0], [small[1]] * (order - 1), [small[2]] * (order - 1), **options)
+        polynomial_attention(
+            small[0], [small[1]] * (order - 1), [small[2]] * (order - 1), **options
+        )
 
 
 def test_choose_and_estimate():

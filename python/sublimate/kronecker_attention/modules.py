@@ -150,7 +150,9 @@ class KroneckerAttention(nn.Module):
                     name, f"shape (batch, length, {self.embed_dim})", tuple(x.shape)
                 )
         if need_weights:
-            raise _checks.fail_value("need_weights", "False: there is a weight for each tuple", True)
+            raise _checks.fail_value(
+                "need_weights", "False: there is a weight for each tuple", True
+            )
         if attn_mask is not None and not is_causal:
             raise _checks.fail_value(
                 "attn_mask", "None, or any with is_causal=True", tuple(attn_mask.shape)
