@@ -54,7 +54,8 @@ struct Summands {
   int64_t values_size(int64_t wide) const { return tiles * width * wide; }
 };
 
-template <class T>
+// T: elements of the rows, V: of their values.
+template <class T, class V>
 void pack_rows(const Summands<arith_t<T>>& r, const Operand& o, const Operand& values, int64_t b,
                int64_t h, int64_t channels, int64_t value_channels, int64_t wide,
                const uint8_t* mask) {
@@ -66,7 +67,7 @@ void pack_rows(const Summands<arith_t<T>>& r, const Operand& o, const Operand& v
   std::fill_n(r.values, r.values_size(wide), A(0));
   for (int64_t j = 0; j < r.length; ++j) {
     if (mask && !mask[b * r.length + j]) continue;
-    load_row(row_of<T>(values, b, h, j), value_channels, A(1), r.values + j * wide);
+    load_row(row_of<V>(values, b, h, j), value_channels, A(1), r.values + j * wide);
   }
 }
 
@@ -156,6 +157,59 @@ void feature_gradients(const Place& place, const A* x, int64_t value_channels, i
     features.next(n, dphi);
   }
 }
+
+// What forward and backward derive from a problem (Polynomial or PolynomialBackward).
+template <class T, class P>
+struct Plan {
+  using A = arith_t<T>;
+  const P& p;
+  const Shape& s = p.shape;
+  const Operand *queries = p.operands, *keys = queries + 1, *values = keys + p.sets;
+  const Place place{s.channels, p.degree};
+  const int64_t d = s.channels, dv = s.value_channels;
+  const int64_t r = place.count(), wide = round_up(dv, LANES<A>);
+  const int64_t n = queries[0].length, group = s.heads / s.kv_heads, heads = s.batch * s.kv_heads;
+  const int64_t chunks = divide_up(r, CHUNK);
+  const int64_t sums_size = r * wide + round_up(r, 16);
+  const Scratch<A> weight{r};
+  const Scratch<uint8_t> degree{r};
+  Summands<A> summands[MAX_SETS];
+  int64_t packed = 0;  // elements of all sets' summands
+
+  explicit Plan(const P& problem) : p(problem) {
+    if (!good()) return;
+    monomial_weights(place, s.scale, 0, r, weight.get(), degree.get());
+    for (int m = 0; m < p.sets; ++m) {
+      summands[m] = Summands<A>::of(keys[m].length);
+      packed += summands[m].x_size(d) + summands[m].values_size(wide);
+    }
+  }
+  bool good() const { return weight.get() && degree.get(); }
+
+  const uint8_t* mask(int m) const {
+    return p.masks ? reinterpret_cast<const uint8_t*>(p.masks[m]) : nullptr;
+  }
+  const A* coefficients(int64_t query_head) const {
+    return static_cast<const A*>(p.coefficients) + query_head * (p.degree + 1);
+  }
+  // Sums number `which` of those from `memory` on.
+  Sums<A> sums(A* memory, int64_t which) const {
+    A* const at = memory + which * sums_size;
+    return {at, at + r * wide};
+  }
+  // Key set m of the head packed at `memory`.
+  Summands<A> set(A* memory, int m) const {
+    Summands<A> found = summands[m];
+    for (int i = 0; i < m; ++i) memory += summands[i].x_size(d) + summands[i].values_size(wide);
+    found.x = memory;
+    found.values = memory + found.x_size(d);
+    return found;
+  }
+  void pack(A* memory, int m, int64_t head) const {
+    pack_rows<T, T>(set(memory, m), keys[m], values[m], head / s.kv_heads, head % s.kv_heads, d, dv,
+                    wide, mask(m));
+  }
+};
 
 }  // namespace
 }  // namespace sublimate::kronecker_attention::SUBLIMATE_ISA

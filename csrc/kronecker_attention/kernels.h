@@ -120,6 +120,14 @@ inline int check(const PolynomialBackward& p) {
   return status ? status : check_sets(p.sets, p.degree);
 }
 
+// Whether the queries' positions matter.
+template <class P>
+inline bool is_bounded(const P& p) {
+  bool bounded = p.shape.causal;
+  for (int m = 0; m < p.sets; ++m) bounded |= p.windows[m] > 0;
+  return bounded;
+}
+
 }  // namespace sublimate::kronecker_attention
 
 // Calls kernel<T>(p) for the element type of p, after the checks.
