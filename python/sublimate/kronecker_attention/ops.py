@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ _library.define(
 
 def _alloc_like(x: Tensor, last: int) -> Tensor:
     """(B, H, N, last), dense, the first three dimensions in the memory order of x's."""
-    order = sorted(range(3), key=lambda dim: -x.stride(dim))
+    order = sorted(range(3), key=lambda dim: x.stride()[dim], reverse=True)
     return torch.empty_permuted((*x.shape[:3], last), (*order, 3), dtype=x.dtype, device=x.device)
 
 
@@ -99,13 +100,22 @@ def _attention_fwd(
         return out, lse
     if k1.shape[2] == 0 or k2.shape[2] == 0:
         return out.zero_(), lse.fill_(-math.inf)
-    tensors = (*(_inner(t) for t in (q, k1, k2, v1, v2)), _mask(mask1), _mask(mask2), out, lse)
+    arguments: tuple[Any, ...] = (
+        *(_inner(t) for t in (q, k1, k2, v1, v2)),
+        _mask(mask1),
+        _mask(mask2),
+        out,
+        lse,
+        scale,
+        causal,
+        window,
+    )
     if backend == "triton":
         from ..kernels.kronecker_attention import fwd
 
-        fwd.attention(*tensors, scale, causal, window)
+        fwd.attention(*arguments)
     else:
-        native.attention(backend, *tensors, scale, causal, window)
+        native.attention(backend, *arguments)
     return out, lse
 
 
@@ -128,16 +138,17 @@ def _attention_bwd(
     grads = _alloc_gradients(q, k1, k2, v1, v2)
     if dout.numel() == 0 or k1.shape[2] == 0 or k2.shape[2] == 0:
         return tuple(g.zero_() for g in grads)
-    tensors = (
+    arguments: tuple[Any, ...] = (
         *(_inner(t) for t in (dout, q, k1, k2, v1, v2)),
         lse.contiguous(), delta.contiguous(), _mask(mask1), _mask(mask2), *grads,
+        scale, causal, window,
     )  # fmt: skip
     if backend == "triton":
         from ..kernels.kronecker_attention import bwd
 
-        bwd.attention(*tensors, scale, causal, window)
+        bwd.attention(*arguments)
     else:
-        native.attention_bwd(backend, *tensors, scale, causal, window)
+        native.attention_bwd(backend, *arguments)
     return grads
 
 
@@ -256,4 +267,46 @@ for _op in (
     torch.library.register_vmap(f"sublimate::{_op}", _refuse_vmap, lib=_library)
 
 
+def limits(backend: str, dims: tuple[int, int], order: int = 3, degree: int = 0) -> list[str]:
+    """Why a backend has no kernel for these head dimensions, this order or this degree; else []."""
+    if backend == "reference":
+        return []
+    found = [
+        f"head dimensions of at most {LONGEST_HEAD}, got {d}" for d in dims if d > LONGEST_HEAD
+    ]
+    if degree == 0 and order == 3:
+        return found
+    if order not in polynomial_orders(backend):
+        found.append(f"orders {', '.join(map(str, polynomial_orders(backend)))}, got {order}")
+    if degree > highest_degree(backend):
+        found.append(f"degrees up to {highest_degree(backend)}, got {degree}")
+    return found
+
+
+def polynomial_orders(backend: str) -> tuple[int, ...]:
+    """Orders (key sets + 1) of a compiled backend's polynomial kernels."""
+    if backend == "triton":
+        from ..kernels.kronecker_attention import configs
+
+        return configs.POLYNOMIAL_ORDERS
+    return native.POLYNOMIAL_ORDERS
+
+
+def highest_degree(backend: str) -> int:
+    """The highest degree of a backend's polynomial."""
+    if backend == "triton":
+        from ..kernels.kronecker_attention import configs
+
+        return configs.HIGHEST_DEGREE
+    return native.HIGHEST_DEGREE if backend == "cpu" else 16
+
+
 _backends.register_family("kronecker_attention", tuple(_native.DTYPES))
+_backends.register(
+    _backends.Backend(
+        "kronecker_attention",
+        "cuda",
+        lambda: "kronecker_attention has no CUDA kernel of its own; triton runs on these devices",
+        lambda device, dtype: [],
+    )
+)

@@ -82,41 +82,44 @@ def _clean(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else torch.where(mask[:, None, :, None], x, torch.zeros_like(x))
 
 
-def _windows(window: Sequence[int] | None, keys: int) -> tuple[int, ...]:
+def window_widths(window: Sequence[int] | None, keys: int) -> tuple[int, ...]:
     return tuple(window) if window else (0,) * keys
 
 
 def _row_chunks(n: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, n, size):
+    """Ranges of rows; one, empty, of nothing, so that an empty result still has a graph."""
+    for start in range(0, max(1, n), size):
         yield start, min(n, start + size)
 
 
 # --------------------------------------------------------------------------------- exact, any order
 
 
-def _fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
+def fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
     """(B, Hkv, G, R, M_1, ..., M_last): unmasked logits; q (B, Hkv, G, R, D) is scaled already."""
-    folded, sizes = q, q.shape[2:4]
+    folded, sizes = q, tuple(q.shape[2:4])
     for k in keys[:-1]:
         b, h, m, d = k.shape
-        left = folded.reshape(b, h, -1, 1, d)
+        left = folded.reshape(b, h, math.prod(sizes), 1, d)
         folded, sizes = left * k.unsqueeze(2), (*sizes, m)
     last = keys[-1]
     b, h, m, d = last.shape
-    return (folded.reshape(b, h, -1, d) @ last.transpose(-1, -2)).reshape(b, h, *sizes, m)
+    flat = folded.reshape(b, h, math.prod(sizes), d)
+    return (flat @ last.transpose(-1, -2)).reshape(b, h, *sizes, m)
 
 
-def _contract(weight: Tensor, values: Sequence[Tensor]) -> Tensor:
+def contract(weight: Tensor, values: Sequence[Tensor]) -> Tensor:
     """(B, Hkv, G, R, Dv): sums of weight times the product of one value of each set."""
-    b, h, g, r = weight.shape[:4]
-    last = values[-1]
-    out = weight.reshape(b, h, -1, last.shape[2]) @ last  # [B, Hkv, G R M_1 ..., Dv]
+    b, h, g, r, *lengths = weight.shape
+    rows = g * r * math.prod(lengths[:-1])
+    out = weight.reshape(b, h, rows, lengths[-1]) @ values[-1]  # [B, Hkv, G R M_1 ..., Dv]
     for v in reversed(values[:-1]):
-        out = (out.reshape(b, h, -1, *v.shape[2:]) * v.unsqueeze(2)).sum(-2)
-    return out.reshape(b, h, g, r, -1)
+        rows = rows // max(1, v.shape[2]) if v.shape[2] else g * r
+        out = (out.reshape(b, h, rows, *v.shape[2:]) * v.unsqueeze(2)).sum(-2)
+    return out.reshape(b, h, g, r, out.shape[-1])
 
 
-def _mask_logits(logits: Tensor, allow: Sequence[Tensor | None]) -> Tensor:
+def mask_logits(logits: Tensor, allow: Sequence[Tensor | None]) -> Tensor:
     for at, a in enumerate(allow):
         if a is not None:
             shape = [a.shape[0], 1, 1, a.shape[1], *(1,) * len(allow)]
@@ -138,7 +141,7 @@ def softmax_pairs(logits: Tensor, dims: int) -> tuple[Tensor, Tensor]:
     return (weight / safe).reshape(logits.shape), lse
 
 
-def _prepare(
+def prepare(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], masks: Masks | None
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor | None]]:
     """q by key heads (B, Hkv, G, N, D), all in the accumulator's dtype, masked keys 0."""
@@ -154,7 +157,7 @@ def _prepare(
 
 def layout_like(q: Tensor, x: Tensor) -> Tensor:
     """x (B, Hq, N, ...) laid out in memory as q's first three dimensions are."""
-    order = sorted(range(3), key=lambda dim: -q.stride(dim))
+    order = sorted(range(3), key=lambda dim: q.stride()[dim], reverse=True)
     if order == [0, 1, 2]:
         return x.contiguous()
     order = [*order, *range(3, x.dim())]
@@ -178,8 +181,8 @@ def attention_any_order(
     one row of tuples. O (B, Hq, N, Dv) in q's dtype, LSE (B, Hq, N) in the accumulator's.
     """
     with _WithoutAutocast(q.device):
-        grouped, key_sets, value_sets, masks = _prepare(q, keys, values, masks)
-        windows = _windows(window, len(keys))
+        grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
+        windows = window_widths(window, len(keys))
         b, hkv, g, n, d = grouped.shape
         lengths = [k.shape[2] for k in keys]
         per_row = b * hkv * g * math.prod(lengths[:-1]) * max(lengths[-1], d)
@@ -190,18 +193,17 @@ def attention_any_order(
                 for m, mask, w in zip(lengths, masks, windows, strict=True)
             ]
             part = grouped[:, :, :, rows[0] : rows[1]] * scale
-            logits = _mask_logits(_fold(part, key_sets), allow)
+            logits = mask_logits(fold(part, key_sets), allow)
             if 0 in lengths:  # nothing to take a maximum of
-                outs.append(_contract(logits, value_sets))
+                outs.append(contract(logits, value_sets))
                 lses.append(logits.new_full(logits.shape[:4], -math.inf))
                 continue
             p, lse = softmax_pairs(logits, len(keys))
-            outs.append(_contract(p, value_sets))
+            outs.append(contract(p, value_sets))
             lses.append(lse)
         dv = values[0].shape[-1]
-        out = torch.cat(outs, 3) if outs else grouped.new_zeros(b, hkv, g, 0, dv)
-        lse = torch.cat(lses, 3) if lses else grouped.new_zeros(b, hkv, g, 0)
-        out = out.reshape(b, hkv * g, n, dv).to(q.dtype)
+        lse = torch.cat(lses, 3)
+        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
         return layout_like(q, out), lse.reshape(b, hkv * g, n)
 
 
@@ -249,8 +251,8 @@ def attention_gradients(
     sum_k dS k2_k: dq_i = scale sum_j k1_j * T_ij and dk1_j = scale sum_i q_i * T_ij.
     """
     acc = accumulator(q.dtype)
-    grouped, (k1_, k2_), (v1_, v2_), masks = _prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
-    windows = _windows(window, 2)
+    grouped, (k1_, k2_), (v1_, v2_), masks = prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
+    windows = window_widths(window, 2)
     b, hkv, g, n, d = grouped.shape
     m1, m2, dv = k1.shape[2], k2.shape[2], v1.shape[-1]
     do = dout.to(acc).reshape(b, hkv, g, n, dv)
@@ -265,8 +267,8 @@ def attention_gradients(
             for m, mask, w in zip((m1, m2), masks, windows, strict=True)
         ]
         qc, doc = grouped[:, :, :, lo:hi], do[:, :, :, lo:hi]
-        p = torch.exp(_mask_logits(_fold(qc * scale, (k1_, k2_)), allow) - lse[:, :, :, lo:hi])
-        ds = p * (_fold(doc, (v1_, v2_)) - delta[:, :, :, lo:hi])
+        p = torch.exp(mask_logits(fold(qc * scale, (k1_, k2_)), allow) - lse[:, :, :, lo:hi])
+        ds = p * (fold(doc, (v1_, v2_)) - delta[:, :, :, lo:hi])
         ds = torch.where(p == 0, torch.zeros_like(ds), ds) * scale
         flat_p, flat_s = (t.reshape(b, hkv, -1, m2) for t in (p, ds))
         w = (flat_p @ v2_).reshape(b, hkv, g, hi - lo, m1, dv)
@@ -308,8 +310,8 @@ def strassen(
     The logits of a chunk of rows are formed in full: O(N M1 M2 Dv) time, ``CHUNK`` elements.
     """
     with _WithoutAutocast(q.device):
-        grouped, (k1_, k2_), (v1_, v2_), masks = _prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
-        windows = _windows(window, 2)
+        grouped, (k1_, k2_), (v1_, v2_), masks = prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
+        windows = window_widths(window, 2)
         b, hkv, g, n, _ = grouped.shape
         m1, m2, dv = k1.shape[2], k2.shape[2], v1.shape[-1]
         middle = (k1_ @ k2_.transpose(-1, -2))[:, :, None, None] * scale  # [B, Hkv, 1, 1, M1, M2]
@@ -323,17 +325,16 @@ def strassen(
             shape = (b, hkv, g, rows[1] - rows[0])
             first = (part @ k1_.transpose(-1, -2)).reshape(*shape, m1, 1)
             second = (part @ k2_.transpose(-1, -2)).reshape(*shape, 1, m2)
-            logits = _mask_logits(first + second + middle, allow)
+            logits = mask_logits(first + second + middle, allow)
             if m1 == 0 or m2 == 0:
-                outs.append(_contract(logits, (v1_, v2_)))
+                outs.append(contract(logits, (v1_, v2_)))
                 lses.append(logits.new_full(shape, -math.inf))
                 continue
             p, lse = softmax_pairs(logits, 2)
-            outs.append(_contract(p, (v1_, v2_)))
+            outs.append(contract(p, (v1_, v2_)))
             lses.append(lse)
-        out = torch.cat(outs, 3) if outs else grouped.new_zeros(b, hkv, g, 0, dv)
-        lse = torch.cat(lses, 3) if lses else grouped.new_zeros(b, hkv, g, 0)
-        out = out.reshape(b, hkv * g, n, dv).to(q.dtype)
+        lse = torch.cat(lses, 3)
+        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
         return layout_like(q, out), lse.reshape(b, hkv * g, n)
 
 
@@ -416,13 +417,13 @@ def polynomial(
         coefficients: (B, Hq, g + 1) in the accumulator's dtype.
 
     Returns:
-        (B, Hq, N, Dv) and (B, Hq, N) in the accumulator's dtype. Time 2 k N r Dv Hq without causality;
-        with it, here, 16 times as much.
+        (B, Hq, N, Dv) and (B, Hq, N) in the accumulator's dtype. Time 2 k N r Dv Hq without
+        causality; with it, here, 16 times as much.
     """
     degree = coefficients.shape[-1] - 1
     with _WithoutAutocast(q.device):
-        grouped, key_sets, value_sets, masks = _prepare(q, keys, values, masks)
-        windows = _windows(window, len(keys))
+        grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
+        windows = window_widths(window, len(keys))
         b, hkv, g, n, d = grouped.shape
         weights, degrees = multinomials(d, degree, grouped)
         powers = scale ** degrees.to(grouped.dtype)
@@ -437,48 +438,56 @@ def polynomial(
                 sums = sums * _state(f, v)
             both = (features.flatten(2, 3) @ sums).reshape(b, hkv, g, n, -1)
         else:
-            both = _causal(features, factors, value_sets, windows)
+            both = _ordered(features, factors, value_sets, causal, windows)
         both = both.reshape(b, hkv * g, n, -1)
         return both[..., :-1].contiguous(), both[..., -1].contiguous()
 
 
-def _causal(
+def _ordered(
     features: Tensor,
     factors: Sequence[Tensor],
     values: Sequence[Tensor],
+    causal: bool,
     windows: Sequence[int],
     chunk: int = 16,
 ) -> Tensor:
     """Rows see prefixes: sums carried from chunk to chunk, and masked sums within one.
 
     With a window the keys of a chunk's rows are summed afresh: a difference of two long prefixes
-    would cancel.
+    would cancel. A set under neither is summed once.
     """
     b, hkv, _, n, r = features.shape
-    width = values[0].shape[-1] + 1
     ones = [torch.cat((v, torch.ones_like(v[..., :1])), -1) for v in values]
-    carried = [features.new_zeros(b, hkv, 1, r, width) for _ in factors]
+    zero = features.new_zeros(b, hkv, 1, r, ones[0].shape[-1])
+    carried = [
+        zero if causal or w else (f.transpose(-1, -2) @ v).unsqueeze(2)
+        for f, v, w in zip(factors, ones, windows, strict=True)
+    ]
     outs = []
     for lo, hi in _row_chunks(n, chunk):
-        product: Tensor | None = None
+        product = features.new_ones(())
         for at, (f, v, w) in enumerate(zip(factors, ones, windows, strict=True)):
-            m = f.shape[2]
-            first = max(0, lo - w + 1) if w else lo
-            first, last = min(first, m), min(hi, m)
-            seen = allowed((lo, hi), (first, last), None, True, w, f.device)
-            assert seen is not None
-            near = torch.einsum(
-                "ij,bhjr,bhjv->bhirv", seen[0].to(f.dtype), f[:, :, first:last],
-                v[:, :, first:last],
-            )  # fmt: skip
-            sums = near if w else carried[at] + near
-            if not w:
-                whole = f[:, :, first:last].transpose(-1, -2) @ v[:, :, first:last]
-                carried[at] = carried[at] + whole.unsqueeze(2)
-            product = sums if product is None else product * sums
-        assert product is not None
-        outs.append(torch.einsum("bhgir,bhirv->bhgiv", features[:, :, :, lo:hi], product))
-    return torch.cat(outs, 3) if outs else features.new_zeros(*features.shape[:4], width)
+            state = carried[at]
+            if causal or w:
+                m = f.shape[2]
+                first, last = min(max(0, lo - w + 1) if w else lo, m), min(hi, m)
+                seen = allowed((lo, hi), (first, last), None, True, w, f.device)
+                assert seen is not None
+                here, there = f[:, :, first:last], v[:, :, first:last]
+                near = torch.einsum("ij,bhjr,bhjv->bhirv", seen[0].to(f.dtype), here, there)
+                if not w:
+                    carried[at] = state + (here.transpose(-1, -2) @ there).unsqueeze(2)
+                    near = state + near
+                state = near
+            product = product * state
+        outs.append(
+            torch.einsum(
+                "bhgir,bhirv->bhgiv",
+                features[:, :, :, lo:hi],
+                product.expand(b, hkv, hi - lo, r, -1),
+            )
+        )
+    return torch.cat(outs, 3)
 
 
 def divide(numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:
