@@ -1,7 +1,9 @@
 // Polynomial attention of any order, forward. Without causality every key set enters through the
 // sums of its features, r x (Dv + 1); their product is applied to the features of the queries.
+// Under windows the pairs are few and are visited.
 
 #include "kronecker_attention/cpu_factors.h"
+#include "kronecker_attention/cpu_pairs.h"
 
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
@@ -102,9 +104,46 @@ int whole_as(const Polynomial& p) {
 }
 
 template <class T>
+int pairs_as(const Polynomial& p) {
+  using A = arith_t<T>;
+  using Queries = Block<A, Power<A>>;
+  const Shape& s = p.shape;
+  const Operand* o = p.operands;
+  const int64_t n = o[0].length, blocks = divide_up(n, BLOCK<A>), dv = s.value_channels;
+  const int threads = p.exec.threads;
+  const uint8_t* masks[2] = {};
+  for (int m = 0; p.masks && m < 2; ++m) masks[m] = reinterpret_cast<const uint8_t*>(p.masks[m]);
+  const Form form = Form::kronecker;
+  const KeySet<T> first(s, form, o[1], o[3], masks[0], s.causal, p.windows[0], threads);
+  const KeySet<T> second(s, form, o[2], o[4], masks[1], s.causal, p.windows[1], threads);
+  if (!first.good() || !second.good()) return kOutOfMemory;
+  Failure failure;
+  parallel_for(s.batch * s.heads * blocks, 1, 1, threads, [&](int64_t begin, int64_t end) {
+    const Scratch<A> memory(Queries::size(s.channels, dv));
+    if (!memory.get()) return failure.raise();
+    Queries block({}, memory.get(), s.channels, dv);
+    const Pairs<T, Power<A>> pairs{s, form, first, second};
+    for (int64_t w = begin; w < end; ++w) {
+      const int64_t head = w / blocks, at = w % blocks;
+      const int64_t i = (at % 2 ? blocks - 1 - at / 2 : at / 2) * BLOCK<A>;
+      block.weight = {static_cast<const A*>(p.coefficients) + head * (p.degree + 1), p.degree};
+      pairs.run_block(block, o[0], head / s.heads, head % s.heads, i);
+      for (int64_t l = 0; l < std::min<int64_t>(BLOCK<A>, n - i); ++l) {
+        const int64_t row = head * n + i + l;
+        static_cast<A*>(p.denominator)[row] = block.total[l / LANES<A>][l % LANES<A>];
+        A* const to = static_cast<A*>(p.numerator) + row * dv;
+        for (int64_t c = 0; c < dv; ++c) to[c] = block.sums[c * BLOCK<A> + l];
+      }
+    }
+  });
+  return failure.raised ? kOutOfMemory : kOk;
+}
+
+template <class T>
 int polynomial_as(const Polynomial& p) {
   if (p.shape.batch * p.shape.heads * p.operands[0].length == 0) return kOk;
-  return is_bounded(p) ? kUnsupported : whole_as<T>(p);
+  if (!is_bounded(p)) return whole_as<T>(p);
+  return p.sets == 2 ? pairs_as<T>(p) : kUnsupported;
 }
 
 }  // namespace

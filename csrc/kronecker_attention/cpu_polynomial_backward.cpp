@@ -4,6 +4,7 @@
 // features, which the product tree passes on to the keys. Features are made again, none is stored.
 
 #include "kronecker_attention/cpu_factors.h"
+#include "kronecker_attention/cpu_pairs_backward.h"
 
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
@@ -209,9 +210,34 @@ int whole_backward_as(const PolynomialBackward& p) {
 }
 
 template <class T>
+int pairs_backward_as(const PolynomialBackward& p) {
+  using A = arith_t<T>;
+  const Shape& s = p.shape;
+  const Operand* o = p.operands;
+  const int64_t n = o[0].length, dv = s.value_channels;
+  const int threads = p.exec.threads;
+  const uint8_t* masks[2] = {};
+  for (int m = 0; p.masks && m < 2; ++m) masks[m] = reinterpret_cast<const uint8_t*>(p.masks[m]);
+  const Form form = Form::kronecker;
+  const KeySet<T> first(s, form, o[1], o[3], masks[0], s.causal, p.windows[0], threads);
+  const KeySet<T> second(s, form, o[2], o[4], masks[1], s.causal, p.windows[1], threads);
+  if (!first.good() || !second.good()) return kOutOfMemory;
+  const Operand upstream{int64_t(p.dnumerator), s.heads * n * dv, n * dv, dv, n};
+  const auto load = [&](const auto& pairs, auto& block, int64_t b, int64_t h, int64_t i) {
+    const A* c = static_cast<const A*>(p.coefficients) + (b * s.heads + h) * (p.degree + 1);
+    block.weight = {c, p.degree};
+    // The gradient of a weight is that of the numerator plus that of the denominator.
+    pairs.template load<A>(block, o[0], upstream, nullptr, static_cast<const A*>(p.ddenominator),
+                           A(-1), b, h, i);
+  };
+  return pairs_backward<T, Power<A>>(s, form, first, second, o, o + 5, threads, load);
+}
+
+template <class T>
 int polynomial_backward_as(const PolynomialBackward& p) {
   if (p.shape.batch * p.shape.kv_heads == 0) return kOk;
-  return is_bounded(p) ? kUnsupported : whole_backward_as<T>(p);
+  if (!is_bounded(p)) return whole_backward_as<T>(p);
+  return p.sets == 2 ? pairs_backward_as<T>(p) : kUnsupported;
 }
 
 }  // namespace
