@@ -86,6 +86,39 @@ def test_project(arguments, error, message):
         randomized_linear.project(*arguments)
 
 
+def test_distributed_tensors():
+    """Refused in words where something would be sketched; torch's own layer runs them."""
+    dist = pytest.importorskip("torch.distributed", reason="a torch without torch.distributed")
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = dist.init_device_mesh("cpu", (1,))
+        x = distribute_tensor(X, mesh, [Shard(0)])
+        w = distribute_tensor(W, mesh, [Replicate()]).requires_grad_()
+        why = r"expected a plain tensor \(of a DTensor its to_local\(\).*got a DTensor"
+        for argument, call in (
+            ("x", lambda: linear(x, w, seed=1)),
+            ("weight", lambda: linear(X, w, seed=1)),
+            ("weight", lambda: linear(X, w, seed=1, backend="reference")),
+            ("x", lambda: randomized_linear.project(x, "rows", 2, 1)),
+            ("x", lambda: randomized_linear.hadamard_transform(x)),
+        ):
+            with pytest.raises(TypeError, match=f"^{argument}: {why}"):
+                call()
+        layer = randomized_linear.Linear(4, 3)
+        layer.weight = torch.nn.Parameter(w.detach())
+        with pytest.raises(TypeError, match=f"^weight: {why}"):
+            layer(X)
+        frozen = linear(x, w.detach(), seed=1)
+        torch.testing.assert_close(frozen.to_local(), X @ W.T)
+        local = linear(x.to_local(), w.to_local(), seed=1)
+        torch.testing.assert_close(local, X @ W.T)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_hadamard():
     with pytest.raises(ValueError, match=r"x: expected a last dimension of at most 2\*\*20"):
         randomized_linear.hadamard_transform(torch.empty(2**20 + 1))

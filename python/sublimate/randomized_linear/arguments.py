@@ -26,6 +26,19 @@ def check_seed(seed: Any, x: Tensor) -> None:
         raise _checks.fail_value("seed", f"a tensor on {x.device}", seed.device)
 
 
+def check_plain(**tensors: Any) -> None:
+    """No DTensor: one sketch is of all rows that a layer sees, and kernels read local memory."""
+    if torch.compiler.is_compiling():
+        return
+    for argument, t in tensors.items():
+        if type(t).__name__ == "DTensor":
+            raise _checks.fail_kind(
+                argument,
+                "a plain tensor (of a DTensor its to_local(); FSDP2 hands layers plain tensors)",
+                "a DTensor",
+            )
+
+
 def check_rows(x: Tensor, n: int) -> None:
     if n >= 2**31:
         raise _checks.fail_value("x", "fewer than 2**31 rows", n)

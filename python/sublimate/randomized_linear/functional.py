@@ -34,7 +34,7 @@ from torch import Tensor
 from .. import _backends, _checks
 from .._dtypes import accumulator
 from . import reference
-from .arguments import check_options, check_probabilities, check_rows, check_seed
+from .arguments import check_options, check_plain, check_probabilities, check_rows, check_seed
 from .autograd import HadamardTransform, Project, RandomizedLinear, ops
 from .reference import OBLIVIOUS
 
@@ -123,6 +123,7 @@ class SharedInput:
         _check_parameters(self.x, weight, bias, dtype)
         if not (torch.is_grad_enabled() and weight.requires_grad):
             return F.linear(self.x, weight, bias)
+        check_plain(x=self.x, weight=weight, bias=bias)
         if dtype not in self._casts:
             self._casts[dtype] = self.x.to(dtype)
         x = self._casts[dtype]
@@ -221,6 +222,7 @@ def project(
     _checks.floating_tensor("x", x)
     if x.dim() != 2:
         raise _checks.fail_value("x", "shape (N, I)", tuple(x.shape))
+    check_plain(x=x)
     check_rows(x, x.shape[0])
     _checks.one_of("sketch", sketch, OBLIVIOUS)
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
@@ -256,6 +258,7 @@ def hadamard_transform(x: Tensor, scale: float = 1.0, *, backend: str | None = N
     if x.shape[-1] > LONGEST_HADAMARD:
         raise _checks.fail_value("x", "a last dimension of at most 2**20", x.shape[-1])
     _checks.number("scale", scale)
+    check_plain(x=x)
     chosen = _backends.resolve(FAMILY, backend, x)
     if chosen == "reference":
         return reference.hadamard_transform(x, scale)
