@@ -1,33 +1,16 @@
-"""Peak memory, measured in processes of their own: O(chunk), and against Captum's unchunked."""
+"""Peak memory, counted from the allocator's events: O(chunk), and against Captum's unchunked."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from helpers import path_memory_worker
 from helpers.path_cases import cnn
+from helpers.path_memory import peak
 from sublimate import path_integral as pi
 from sublimate.path_integral.chunks import Limits, pieces, saved_per_row
 from sublimate.path_integral.path import setup
 
-_NO_PEAK = "needs Linux's /proc/self/clear_refs, which resets the high-water mark"
-peaks = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason=_NO_PEAK)
 
-
-def peak(who: str, kind: str, n: int) -> int:
-    done = subprocess.run(
-        [sys.executable, path_memory_worker.__file__, who, kind, str(n)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return int(done.stdout)
-
-
-@peaks
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "cnn", "transformer"])
 def test_peak_at_200_steps_is_a_sixth_of_captums(kind: str) -> None:
     pytest.importorskip("captum", reason="captum is not installed; pip install captum==0.9.0")
@@ -36,11 +19,9 @@ def test_peak_at_200_steps_is_a_sixth_of_captums(kind: str) -> None:
     assert theirs > 6 * ours, f"{kind}: {theirs / 2**20:.0f} against {ours / 2**20:.0f} MiB"
 
 
-@peaks
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps() -> None:
     few, many = peak("ours", "cnn", 50), peak("ours", "cnn", 400)
-    assert many < 1.3 * few + 2**22
+    assert 0 < many < 1.1 * few
 
 
 def test_a_budget_splits_steps_and_then_the_batch() -> None:

@@ -1,15 +1,11 @@
-"""Peak memory of one call, in a process of its own: prints the bytes above what was there before.
-
-python path_memory_worker.py ours|captum MODEL N_STEPS
-"""
+"""Peak memory of integrated gradients, ours and Captum's, on models of three kinds."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
+
+from bench.harness.timing import peak_bytes
 
 
 def mlp() -> tuple[nn.Module, Tensor]:
@@ -35,14 +31,11 @@ def transformer() -> tuple[nn.Module, Tensor]:
     return nn.Sequential(encoder, nn.Flatten(), nn.Linear(32 * 64, 10)), torch.randn(8, 32, 64)
 
 
-def resident(key: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    line = next(x for x in text.splitlines() if x.startswith(key))
-    return int(line.split()[1]) * 1024
+def peak(who: str, kind: str, n: int) -> int:
+    """Most bytes that torch's allocator holds at once during a call, beyond those before it.
 
-
-def main(who: str, kind: str, n: int) -> None:
-    torch.set_num_threads(2)
+    Counted from the allocator's own events, so the answer is the same on every run and machine.
+    """
     torch.manual_seed(0)
     model, x = {"mlp": mlp, "cnn": cnn, "transformer": transformer}[kind]()
     if who == "captum":
@@ -50,12 +43,5 @@ def main(who: str, kind: str, n: int) -> None:
     else:
         from sublimate.path_integral import IntegratedGradients  # type: ignore[assignment]
     attribution = IntegratedGradients(model)
-    attribution.attribute(x, target=1, n_steps=2)  # libraries, thread pools, first buffers
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    attribution.attribute(x, target=1, n_steps=n)
-    print(resident("VmHWM") - before)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    attribution.attribute(x, target=1, n_steps=2)  # what is kept between calls
+    return peak_bytes("cpu", lambda: attribution.attribute(x, target=1, n_steps=n))
