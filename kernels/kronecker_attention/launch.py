@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ENDLESS = 2**30
 _LOG2E = 1.4426950408889634
 #: What a kernel's 32-bit positions and grid can count.
-_MOST = 2**31 - 2**16
+_MOST = 2**30
 
 
 @dataclass(frozen=True)
