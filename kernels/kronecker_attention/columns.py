@@ -139,7 +139,8 @@ def key_kernel(
         exists = k < m2
         second_at = second_out + k
         keep, k = load_columns(mask2_ptr, b * m2, k, m2)
-        k2_at, v2_at = k.to(tl.int64) * k2_n, k.to(tl.int64) * v2_n
+        k2 = load_tile(k2_ptr, k.to(tl.int64) * k2_n, keep, D, BD)
+        v2 = load_tile(v2_ptr, k.to(tl.int64) * v2_n, keep, DV, BDV)
         dk2 = tl.zeros([BN, BD], ACC)
         dv2 = tl.zeros([BN, BDV], ACC)
         low = tl.zeros_like(k0)
@@ -167,9 +168,6 @@ def key_kernel(
             if i_low < i_high:
                 k1 = load_vector(k1_ptr + tl.cast(j, tl.int64) * k1_n, D, BD, ACC)
                 v1 = load_vector(v1_ptr + tl.cast(j, tl.int64) * v1_n, DV, BDV, ACC)
-                # Not kept while rows stream by: four sums of this size fill the registers.
-                k2 = load_tile(k2_ptr, k2_at, keep, D, BD)
-                v2 = load_tile(v2_ptr, v2_at, keep, DV, BDV)
                 left = tl.zeros([BN], ACC)
                 sums = tl.zeros([BN], ACC)
                 if KIND == "trilinear":
@@ -193,35 +191,23 @@ def key_kernel(
                         group, k, window2, KIND, FUNCTION, DEGREE, LIMIT2, D, DV, BD, BDV, BM,
                         OPERAND, PRECISION, ACC,
                     )  # fmt: skip
-                # One after the other, for the registers: barriers keep loads where they are. They
-                # also part what a tile before this one wrote, what is read by all, and the write.
-                d, dv = tl.arange(0, BD), tl.arange(0, BDV)
-                tl.debug_barrier()
-                v2 = load_tile(v2_ptr, v2_at, keep, DV, BDV)
-                dv1 = tl.sum(y * v2.to(ACC), axis=0)
-                dv1_at = dv1_ptr + (first_out + j) * DV + dv
-                dv1 += tl.load(dv1_at, mask=dv < DV, other=0.0)
-                tl.debug_barrier()
-                tl.store(dv1_at, dv1, mask=dv < DV)
-                v1 = load_vector(v1_ptr + tl.cast(j, tl.int64) * v1_n, DV, BDV, ACC)
-                y *= v1[None, :]
-                dv2 += y
-                tl.debug_barrier()
-                k2 = load_tile(k2_ptr, k2_at, keep, D, BD)
+                dv2 += y * v1[None, :]
                 if KIND == "trilinear":
+                    dk2 += u * k1[None, :]
                     dk1 = tl.sum(u * k2.to(ACC), axis=0) * scale
                 else:
+                    dk2 += u + sums[:, None] * k1[None, :]
                     dk1 = tl.sum(u + sums[:, None] * k2.to(ACC), axis=0) * scale
+                dv1 = tl.sum(y * v2.to(ACC), axis=0)
+                d, dv = tl.arange(0, BD), tl.arange(0, BDV)
                 dk1_at = dk1_ptr + (first_out + j) * D + d
+                dv1_at = dv1_ptr + (first_out + j) * DV + dv
                 dk1 += tl.load(dk1_at, mask=d < D, other=0.0)
+                dv1 += tl.load(dv1_at, mask=dv < DV, other=0.0)
+                # Read by all, of the tile before this one, before it is written by some.
                 tl.debug_barrier()
                 tl.store(dk1_at, dk1, mask=d < D)
-                k1 = load_vector(k1_ptr + tl.cast(j, tl.int64) * k1_n, D, BD, ACC)
-                if KIND == "trilinear":
-                    u *= k1[None, :]
-                else:
-                    u += sums[:, None] * k1[None, :]
-                dk2 += u
+                tl.store(dv1_at, dv1, mask=dv < DV)
         store_tile(dk2_ptr, second_at * D, exists, dk2 * scale, D, BD)
         store_tile(dv2_ptr, second_at * DV, exists, dv2, DV, BDV)
         tl.debug_barrier()

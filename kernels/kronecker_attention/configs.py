@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class Config:
 # key tile (key). 4, 8: IEEE products from registers (or TF32, polynomial), small tiles.
 _SMALL = {
     4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 4),
-        128: Config(32, 32, 8)},
-    8: {16: Config(16, 16, 4), 32: Config(16, 16, 4), 64: Config(16, 16, 4),
+        128: Config(32, 16, 8)},
+    8: {16: Config(16, 16, 8), 32: Config(16, 16, 8), 64: Config(16, 16, 8),
         128: Config(16, 16, 8)},
 }  # fmt: skip
 _ROWS = {16: Config(64, 64, 4), 32: Config(64, 64, 4), 64: Config(128, 64, 8),
@@ -55,17 +55,20 @@ _ROWS = {16: Config(64, 64, 4), 32: Config(64, 64, 4), 64: Config(128, 64, 8),
 _KEY = {
     2: {16: Config(64, 64, 4, 2), 32: Config(64, 64, 4, 2), 64: Config(64, 64, 8, 2),
         128: Config(64, 32, 8, 2)},
-    4: {**_SMALL[4], 128: Config(32, 16, 8)},
-    8: {**_SMALL[8], 128: Config(16, 8, 8)},
+    4: {**_SMALL[4], 64: Config(32, 16, 4)},
+    8: dict.fromkeys((16, 32, 64, 128), Config(16, 8, 8)),
 }  # fmt: skip
+_FEATURES = {4: {**_SMALL[4], 64: Config(32, 16, 4)}, 8: _SMALL[8]}
 #: "forward" and "query" hold rows, "key" keys of the second set, "features" rows or monomials, in
 #: tiles of what is computed (fp32, fp64).
 TABLES = {"forward": {**_SMALL, 2: _ROWS}, "query": {**_SMALL, 2: _ROWS}, "key": _KEY,
-          "features": _SMALL}  # fmt: skip
+          "features": _FEATURES}  # fmt: skip
 # AMD keeps a comparison of 64 lanes in two scalar registers: few pairs a lane, or they run out.
 _HIP = {size: dict.fromkeys((16, 32, 64, 128), Config(16, 32 if size == 2 else 16, 4))
         for size in (2, 4, 8)}  # fmt: skip
-TABLES_HIP = {"forward": _HIP, "query": _HIP, "key": _HIP, "features": _HIP}
+_HIP_KEY = {**_HIP, 2: {**_HIP[2], 16: Config(16, 16, 4)},
+            4: dict.fromkeys((16, 32, 64, 128), Config(16, 16, 2))}  # fmt: skip
+TABLES_HIP = {"forward": _HIP, "query": _HIP, "key": _HIP_KEY, "features": _HIP}
 #: Rows at once in the kernel of norms.
 NORM_ROWS = 32
 
@@ -82,7 +85,7 @@ def config(kernel: str, itemsize: int, d: int, dv: int, hip: bool) -> Config:
 
 def narrow(config: Config, itemsize: int) -> Config:
     """The same with few rows: for a window of few keys beside the positions of a tile."""
-    return Config(min(config.bm, 32 if itemsize == 2 else 16), config.bn, 4, config.stages)
+    return replace(config, bm=min(config.bm, 32 if itemsize == 2 else 16))
 
 
 def operand(dtype: torch.dtype, polynomial: bool) -> tuple[Any, int, str]:
@@ -163,7 +166,7 @@ def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
         "key": {"dout_ptr": "T", "delta_ptr": "A", "dk1_ptr": "A", "dk2_ptr": "A", "dv1_ptr": "A",
                 "dv2_ptr": "A"},
     }  # fmt: skip
-    masks = {"mask1_ptr": "*i1", "mask2_ptr": "*i1"}
+    masks = {"mask1_ptr": "*i32", "mask2_ptr": "*i32"}
     def case(name: str, d: int, mode: str, common: bool) -> Case:
         polynomial = mode.startswith("polynomial")
         kind, size, precision = operand(_TORCH[dtype], polynomial)
@@ -220,13 +223,13 @@ def _feature_cases(dtype: str, hip: bool) -> Iterator[Case]:
                      "BA": tile.bn, "PRECISION": precision}  # fmt: skip
         for kernel, name, pointers, more in (
             (features.moment_kernel, "moment", {"v_ptr": "A", **query}, {}),
-            (features.moment_kernel, "moment-keys", {"v_ptr": "T", "keep_ptr": "*i1"}, {}),
+            (features.moment_kernel, "moment-keys", {"v_ptr": "T", "keep_ptr": "*i32"}, {}),
             (features.evaluate_kernel, "evaluate",
              {"weight_ptr": "A", "out_ptr": "A", "total_ptr": "A"}, {}),
             (features.gradient_kernel, "gradient", {"v_ptr": "A", "dx_ptr": "T", **query},
              {"BD": padded(d)}),
             (features.gradient_kernel, "gradient-keys",
-             {"v_ptr": "T", "dx_ptr": "T", "keep_ptr": "*i1"}, {"BD": padded(d)}),
+             {"v_ptr": "T", "dx_ptr": "T", "keep_ptr": "*i32"}, {"BD": padded(d)}),
         ):  # fmt: skip
             yield _case(kernel, f"{name}-d{d}-g{degree}", dtype, {**inputs, **pointers},
                         {**constants, **more}, tile, d == 64 and "keys" not in name,

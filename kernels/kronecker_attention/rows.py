@@ -149,8 +149,8 @@ def forward_kernel(
     k2_ptr,  # (B, Hkv, M2, D)
     v1_ptr,  # (B, Hkv, M1, Dv)
     v2_ptr,  # (B, Hkv, M2, Dv)
-    mask1_ptr,  # (B, M1) bool, or None
-    mask2_ptr,  # (B, M2) bool, or None
+    mask1_ptr,  # (B, M1) int32, or None
+    mask2_ptr,  # (B, M2) int32, or None
     bound_ptr,  # (B, Hq, N) ACC: no logit of the row is larger; None: not known
     coefficients_ptr,  # (B, Hq, DEGREE + 1) ACC, or None
     out_ptr,  # (B, Hq, N, Dv)
