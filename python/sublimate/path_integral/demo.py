@@ -361,9 +361,8 @@ class PathIntegralSection:
 
     def run(self, settings: Settings, progress: Progress) -> Result:
         """Learns, attributes, measures, judges, draws."""
-        seed, quick = settings.seed, settings.quick
-        steps = _QUICK_STEPS if quick else _STEPS
-        points = _QUICK_POINTS if quick else _POINTS
+        steps = _QUICK_STEPS if settings.quick else _STEPS
+        points = _QUICK_POINTS if settings.quick else _POINTS
         done = 0
         total = 12
 
@@ -372,6 +371,19 @@ class PathIntegralSection:
             progress(done, total, what)
             done += 1
 
+        threads = torch.get_num_threads()
+        if settings.device == "cpu":
+            torch.set_num_threads(1)  # steps of milliseconds: threads would wait for one another
+        try:
+            return self._run(settings, steps, points, tell)
+        finally:
+            torch.set_num_threads(threads)
+            progress(total, total, "done")
+
+    def _run(
+        self, settings: Settings, steps: int, points: tuple[int, ...], tell: Tell
+    ) -> Result:
+        seed, quick = settings.seed, settings.quick
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tell("learning digits")
@@ -397,7 +409,6 @@ class PathIntegralSection:
             measured = _parity(model, test[:16], truth[:16], backend)
         result = _result(judged, shown, photo, priors, series, curves, points, measured, backend)
         result.figures = figures.draw(maps, photo, points, curves, priors, series, judged, shown)
-        progress(total, total, "done")
         return result
 
 
