@@ -364,9 +364,7 @@ def _column(like: Tensor, column: int) -> Tensor:
     return _kept_column(like.shape, column, like.dtype, like.device)
 
 
-def _new_column(
-    shape: torch.Size, column: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _new_column(shape: torch.Size, column: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     ones = torch.zeros(shape, dtype=dtype, device=device)
     ones[:, column] = 1
     return ones

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from .domains import cross_domain_integrated_gradients
 from .expected import expected_gradients
 from .functional import integrated_gradients
 from .hooks import full_grad
-from .igos import igos
+from .igos import blurred, igos
 from .priors import attribution_prior
 from .smooth import smooth_grad
 
@@ -146,12 +145,12 @@ def photograph(seed: int, quick: bool, device: str) -> figures.Photograph:
     for picture in (data.chelsea(), data.astronaut(), data.coffee()):
         side = min(picture.shape[:2])
         square = picture[:side, (picture.shape[1] - side) // 2 :][:, :side]
-        array = resize(square, (96, 96), anti_aliasing=True).astype(np.float32)
+        array = resize(square, (64, 64), anti_aliasing=True).astype(np.float32)
         whole.append(torch.from_numpy(array).permute(2, 0, 1))
 
     def crops(count: int) -> tuple[Tensor, Tensor]:
         label = torch.randint(3, (count,), generator=generator)
-        corner = torch.randint(96 - size + 1, (count, 2), generator=generator)
+        corner = torch.randint(64 - size + 1, (count, 2), generator=generator)
         found = [whole[c][:, i : i + size, j : j + size]
                  for c, (i, j) in zip(label.tolist(), corner.tolist(), strict=True)]  # fmt: skip
         return torch.stack(found).to(device), label.to(device)
@@ -159,19 +158,24 @@ def photograph(seed: int, quick: bool, device: str) -> figures.Photograph:
     x, y = crops(64 if quick else 512)
     torch.manual_seed(seed)
     model = convolutional(size, size, 3, 3).to(device)
-    image = whole[0][:, 8 : 8 + size, 24 : 24 + size][None].to(device)
+    image = whole[0][:, 6 : 6 + size, 8 : 8 + size][None].to(device)
     before = integrated_gradients(model.eval(), image, target=0)[0]
     train(model, x, y, 4 if quick else 80, seed, rate=1e-3)
-    gray = x.mean((0, 2, 3), keepdim=True).expand_as(image)  # no photograph's own colour
 
     def probability(z: Tensor) -> Tensor:
         return model(z).softmax(1)
 
+    # A baseline that says nothing of the class: whichever the network finds least like it.
+    colour = x.mean((0, 2, 3), keepdim=True).expand_as(image)
+    plain = torch.cat([colour, *(torch.full_like(image, v) for v in (0.0, 0.5, 1.0)),
+                       blurred(image, 6.0)])  # fmt: skip
+    with torch.no_grad():
+        base = plain[probability(plain)[:, 0].argmin()][None]
     found, info = integrated_gradients(
-        probability, image, gray, target=0, tol=1e-2, return_info=True
+        probability, image, base, target=0, tol=1e-2, return_info=True
     )
     masks = igos(
-        probability, image, gray, 0, size=12, iterations=3 if quick else 12, n_steps=10, l1=0.3,
+        probability, image, base, 0, size=12, iterations=3 if quick else 12, n_steps=10, l1=0.3,
         l2=2.0,
     )  # fmt: skip
     test, labels = crops(128)
@@ -271,7 +275,9 @@ def blocks(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     above = torch.randint(2, (len(x),), generator=generator).bool().to(x.device)
     null = torch.zeros(8, 8, device=x.device)
     null[1:7, 1:7] = 0.5
-    null[torch.arange(1, 7), torch.arange(1, 7)] = null[torch.arange(1, 7), 7 - torch.arange(1, 7)] = 1
+    null[torch.arange(1, 7), torch.arange(1, 7)] = null[
+        torch.arange(1, 7), 7 - torch.arange(1, 7)
+    ] = 1
     other = null.expand_as(x)
     first = torch.where(above[:, None, None, None], x, other)
     second = torch.where(above[:, None, None, None], other, x)
@@ -380,9 +386,7 @@ class PathIntegralSection:
             torch.set_num_threads(threads)
             progress(total, total, "done")
 
-    def _run(
-        self, settings: Settings, steps: int, points: tuple[int, ...], tell: Tell
-    ) -> Result:
+    def _run(self, settings: Settings, steps: int, points: tuple[int, ...], tell: Tell) -> Result:
         seed, quick = settings.seed, settings.quick
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -430,8 +434,8 @@ def _result(
     verdict = "pass" if passed else "FAIL"
     rows = [
         [
-            j.name, f"{100 * j.share:.0f} %", f"{100 * j.kept[0]:.0f} %", f"{100 * j.kept[1]:.0f} %",
-            f"{100 * j.difference:+.0f}", f"{1e3 * j.seconds:.0f} ms",
+            j.name, f"{100 * j.share:.0f} %", f"{100 * j.kept[0]:.0f} %",
+            f"{100 * j.kept[1]:.0f} %", f"{100 * j.difference:+.0f}", f"{1e3 * j.seconds:.0f} ms",
             "—" if j.name == "chance" else verdict,
         ]
         for j in judged
@@ -458,11 +462,13 @@ def _result(
             f"stratified places by {last['stratified places']:.1e}, random ones by "
             f"{last['random places']:.1e}. With a prior on attributions, accuracy under noise "
             f"{_NOISES[3]} goes from {100 * noisy['without']:.0f} to "
-            f"{100 * noisy['with prior']:.0f} %. {100 * series.near:.0f} % of what a series network "
-            "looks at lies at the two informative frequencies."
+            f"{100 * noisy['with prior']:.0f} %. {100 * series.near:.0f} % of what a series "
+            "network looks at lies at the two informative frequencies."
         ),
-        columns=["attribution", "in the block", "most kept", "least kept", "difference", "time",
-                 "parity"],  # fmt: skip
+        columns=[
+            "attribution", "in the block", "most kept", "least kept", "difference", "time",
+            "parity",
+        ],
         rows=rows,
         notes=[
             f"in the block: of the {100 * _KEEP:.0f} % of pixels with the largest attributions, "

@@ -306,9 +306,7 @@ def fixed(
     batch = problem.batch
     # Where nothing records, (x - base) is multiplied in with the sum: one kernel less.
     together = multiply and not problem.create_graph
-    sums, rows = run_halving(
-        rows, lambda r: integrate(problem, base, nodes, r, backend, together)
-    )
+    sums, rows = run_halving(rows, lambda r: integrate(problem, base, nodes, r, backend, together))
     acc = shards.reduce([[s[0] for s in inputs] for inputs in sums.acc])
     delta = size = None
     if together:
