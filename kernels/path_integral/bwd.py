@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..common.launch import accumulator, device_of
 from . import configs
-from .fwd import between, piece, start_row
+from .fwd import between, piece, pixels_of, start_row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,8 +54,7 @@ def mask_pixels_kernel(
     grads_ptr, image_ptr, base_ptr, alpha_ptr, pixels_ptr, points, images, channels, area,
     SHARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n, pixel = pixels_of(area, BLOCK)
     inside = pixel < area
     size = tl.to_tensor(channels).to(tl.int64) * area
     total = tl.zeros([BLOCK], ACC)
@@ -83,8 +82,8 @@ def mask_cells_kernel(
     pixels_ptr, out_ptr, height, width, mask_height, mask_width, ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(1).to(tl.int64)
-    cell = tl.program_id(0)
+    program, cells = tl.program_id(0), mask_height * mask_width
+    n, cell = (program // cells).to(tl.int64), program % cells
     i, j = cell // mask_width, cell % mask_width
     # Rows and columns of pixels that read this cell: those between its neighbours.
     below = tl.maximum(mask_height - 1, 1)
@@ -122,11 +121,11 @@ def mask_grad(grads: Tensor, image: Tensor, base: Tensor, alpha: Tensor, pixels:
         return
     with device_of(grads):
         if h * w:
-            mask_pixels_kernel[(triton.cdiv(h * w, configs.BLOCK), n)](
+            mask_pixels_kernel[(triton.cdiv(h * w, configs.BLOCK) * n,)](
                 grads, image, base, alpha, pixels, k, n, c, h * w, SHARED=base.shape[0] == 1,
                 ACC=accumulator(grads), BLOCK=configs.BLOCK, **configs.options(),
             )  # fmt: skip
-        mask_cells_kernel[(out.shape[2] * out.shape[3], n)](
+        mask_cells_kernel[(out.shape[2] * out.shape[3] * n,)](
             pixels, out, h, w, *out.shape[2:], ACC=accumulator(out), BLOCK=configs.BLOCK,
             **configs.options(),
         )  # fmt: skip

@@ -185,14 +185,21 @@ def between(i, large, small, ACC: tl.constexpr):
 
 
 @triton.jit
+def pixels_of(area, BLOCK: tl.constexpr):
+    """Image and pixels of this program; one axis of the grid, as in ``piece``."""
+    across = tl.cdiv(area, BLOCK)
+    program = tl.program_id(0)
+    return (program // across).to(tl.int64), program % across * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def mask_points_kernel(
     image_ptr, base_ptr, mask_ptr, alpha_ptr, stdev_ptr, seed_ptr, row_ptr, table_ptr, out_ptr,
     step, points, images, channels, height, width, mask_height, mask_width,
     NOISY: tl.constexpr, SHARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     area = height * width
+    n, pixel = pixels_of(area, BLOCK)
     inside = pixel < area
     y, x = pixel // width, pixel % width
     mask_height, mask_width = tl.to_tensor(mask_height), tl.to_tensor(mask_width)
@@ -233,7 +240,7 @@ def mask_points(image: Tensor, base: Tensor, mask: Tensor, alpha: Tensor, stdev:
     if out.numel() == 0:
         return
     with device_of(out):
-        mask_points_kernel[(triton.cdiv(h * w, configs.BLOCK), n)](
+        mask_points_kernel[(triton.cdiv(h * w, configs.BLOCK) * n,)](
             image, base, mask, alpha, stdev, seed, row, table, out, step, k, n, c, h, w,
             *mask.shape[2:], NOISY=stdev is not None, SHARED=base.shape[0] == 1,
             ACC=accumulator(out), BLOCK=configs.BLOCK, **configs.options(),

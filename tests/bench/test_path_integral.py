@@ -17,7 +17,9 @@ def needs_cpu_kernels():
         pytest.skip(f"needs the compiled CPU module: {_native.CPU.reason()}")
 
 
-TINY = [c for c in cases(quick=True) if c.device == "cpu"]
+CPU = [c for c in cases(quick=True) if c.device == "cpu"]
+TINY = [c for c in CPU if c.differentiable]
+CALLS = [c for c in CPU if not c.differentiable]
 
 
 def _provider(case):
@@ -58,3 +60,24 @@ def test_rows_of_a_case():
     assert found["sublimate-cpu", "fwd"]["bytes_moved"] == 2 * k * b * e + 8 * b * e
     assert found["sublimate-cpu", "bwd"]["bytes_moved"] == 2 * k * b * e + 4 * b * e
     assert found["sublimate-cpu", "fwd"]["parity"] == "pass"
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda c: c.id)
+def test_whole_calls_are_held_to_float64(case):
+    (x,), dy = case.inputs()
+    good = _provider(case).make()
+    (measured,) = case.verify(good, (x,), dy)
+    assert measured.passed
+    (measured,) = case.verify(lambda x: 1.01 * good(x), (x,), dy)
+    assert not measured.passed
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda c: c.id)
+def test_peers_compute_the_same(case):
+    """What a peer is timed at is the same attribution; the bare loop makes none."""
+    pytest.importorskip("captum", reason="captum is not installed; pip install captum==0.9.0")
+    inputs, dy = case.inputs()
+    for provider in case.providers:
+        if provider.name != "bare":
+            (measured,) = case.verify(provider.make(), inputs, dy)
+            assert measured.passed, provider.name

@@ -71,12 +71,28 @@ def test_multicut_numbers(quick):
     assert html.count('href="data:image/png;base64,') >= 5
 
 
+def test_path_integral_numbers(quick):
+    report, _ = quick
+    found = report["sections"]["Path-integral gradients"]
+    assert [m["method"] for m in found["blocks"]] == [
+        "gradient", "SmoothGrad", "integrated gradients", "expected gradients", "chance",
+    ]  # fmt: skip
+    shares = {m["method"]: m["share"] for m in found["blocks"]}
+    assert abs(shares["chance"] - 0.5) < 0.05
+    errors = found["convergence"]["errors"]
+    assert errors["gausslegendre"][-1] < 0.1 * errors["riemann_left"][-1]
+    assert errors["stratified places"][-1] < errors["random places"][-1]
+    assert found["prior"]["variation"]["with prior"] < found["prior"]["variation"]["without"]
+    assert found["frequencies"]["largest_delta"] < 1e-4
+    assert found["photograph"]["score_masked"] <= found["photograph"]["score_before"]
+
+
 def test_report_has_every_section(quick):
     report, html = quick
     assert report["passed"] and report["seed"] == 3
     for title in report["sections"]:
         assert f"<h2>{title}</h2>" in html
-    assert html.count("<figure>") == 8 == html.count("<svg ")
+    assert html.count("<figure>") == 14 == html.count("<svg ")
     assert "all results agree" in html
     for mode in ("exact", "1 bit", "2 bits", "3 bits", "4 bits"):
         assert f"<td>{mode}</td>" in html

@@ -45,6 +45,16 @@ CASES: dict[str, Any] = {
     "sparse moreau": lambda x, b: pi.moreau_grad(
         SMOOTH, x + b, 1, lam=0.3, sparsity=0.05, tol=1e-13, **K
     ),
+    "group-sparse moreau": lambda x, b: pi.moreau_grad(
+        SMOOTH, x + b, 1, lam=0.3, sparsity=0.02, groups=torch.tensor([0, 0, 1, 1, 2]), tol=1e-13,
+        **K,
+    ),
+    "captum's names": lambda x, b: (
+        pi.ExpectedGradients(SMOOTH, seed=1, **K).attribute(x, b, 3, 1)
+        + pi.GradientShap(SMOOTH, seed=2, **K).attribute(x, b, 3, 0.1, 1)
+        + pi.SmoothGrad(SMOOTH, seed=3, **K).attribute(x, 1, n_samples=2)
+        + pi.IntegratedGradients(SMOOTH, **K).attribute(x, b, 1, n_steps=2)
+    ),
     "full grad, inputs": lambda x, b: pi.full_grad(SMOOTH, x + b, 1, **K).input_part,
     "full grad, biases": lambda x, b: tuple(
         pi.full_grad(SMOOTH, x + b, 1, **K).bias_parts.values()
@@ -72,6 +82,32 @@ def test_gradcheck_of_norm_grad() -> None:
         assert gradcheck(
             lambda x, kind=kind: pi.norm_grad(model, x, 1, layer=model[0], kind=kind, **K), x
         )
+
+
+def test_gradcheck_of_igos_with_masks_held() -> None:
+    """Score and objective of the masks found, in images and baselines; with no iteration to move
+    them, finite differences hold the masks too."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softplus(), nn.Flatten(), nn.Linear(32, 2))
+    model = model.double()
+    x, b = (torch.randn(2, 1, 6, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def run(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        found = pi.igos(model, x, b, 1, size=3, iterations=4, n_steps=3, l1=0.1, l2=0.1, **K)
+        assert found.masks.min() < 1 and not found.masks.requires_grad
+        fixed.append(found.masks)
+        return found.score, found.objective
+
+    fixed: list[Tensor] = []
+    score, objective = run(x, b)
+    grads = torch.autograd.grad(score.sum() + objective.sum(), (x, b, model[0].weight))
+
+    def held(x: Tensor, b: Tensor) -> Tensor:
+        up = nn.functional.interpolate(fixed[0], (6, 6), mode="bilinear", align_corners=True)
+        return model(b + up * (x - b))[:, 1]
+
+    expected = torch.autograd.grad(2 * held(x, b).sum(), (x, b, model[0].weight))
+    for got, want in zip(grads, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [n for n in CASES if "linear" not in n])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import lanes, parity
@@ -124,3 +126,13 @@ def test_opcheck(kind):
         calls = list(K.mask_calls(torch.float32, "cpu", ((2, 2, 1, 4, 5, 2, 3),)))
     for call in calls:
         torch.library.opcheck(call.op.default, (*call.arguments, "cpu"), test_utils=OPCHECKS)
+
+
+def test_triton_grids_have_one_axis() -> None:
+    """The others end at 65535 on CUDA, which batches of samples or images may pass."""
+    pytest.importorskip("triton", reason="pip install triton")
+    from sublimate.kernels.path_integral import bwd, fwd
+
+    for module in (fwd, bwd):
+        text = Path(module.__file__).read_text()
+        assert "program_id(0)" in text and "program_id(1)" not in text

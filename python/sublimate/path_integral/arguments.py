@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,12 +114,12 @@ def check_inputs(inputs: Any) -> tuple[Tensor, ...]:
     return found
 
 
-def parameters_of(module: torch.nn.Module) -> list[Tensor]:
+def parameters_of(module: torch.nn.Module) -> Iterator[Tensor]:
     """``module.parameters()``, in its order, without the names, which take most of its time; a
     shared one may come twice."""
     if isinstance(module, torch.jit.ScriptModule):
-        return list(module.parameters())
-    found: list[Tensor] = []
+        yield from module.parameters()
+        return
     pending: list[Any] = [module]
     seen = set()
     while pending:
@@ -127,20 +127,18 @@ def parameters_of(module: torch.nn.Module) -> list[Tensor]:
         if m is None or m in seen:
             continue
         seen.add(m)
-        found += [p for p in m._parameters.values() if p is not None]
+        for p in m._parameters.values():
+            if p is not None:
+                yield p
         if m._modules:
             pending += reversed(m._modules.values())
-    return found
 
 
 def parameter_dtype(forward: Forward) -> torch.dtype | None:
     """Dtype of the first floating parameter of a module."""
     if not isinstance(forward, torch.nn.Module):
         return None
-    for p in parameters_of(forward):
-        if p.dtype.is_floating_point:
-            return p.dtype
-    return None
+    return next((p.dtype for p in parameters_of(forward) if p.dtype.is_floating_point), None)
 
 
 def spaces(forward: Forward, inputs: tuple[Tensor, ...]) -> tuple[Space, ...]:

@@ -16,6 +16,7 @@ from . import autograd, reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _K, _B, _E, _R = 9, 5, 131, 3
+_IMAGE, _MASK = (3, 13, 17), (4, 5)
 
 
 def _data(dtype: torch.dtype, device: str) -> dict[str, Tensor]:
@@ -38,6 +39,12 @@ def _data(dtype: torch.dtype, device: str) -> dict[str, Tensor]:
         "stdev": normal(_B).abs(),
         "row": torch.arange(_B, device=device) * 4096,
         "seed": torch.tensor(11, device=device),
+        "image": normal(_B, *_IMAGE),
+        "other": normal(1, *_IMAGE),
+        "mask": normal(_B, 1, *_MASK).sigmoid() * 1.2,
+        "along": normal(_K).abs(),
+        "pictures": normal(_K, _B, *_IMAGE).to(dtype),
+        "parts": normal(2, _B),
     }
 
 
@@ -47,6 +54,7 @@ def _calls(d: dict[str, Tensor], dtype: torch.dtype) -> dict[str, tuple[str, tup
     none = (None, None, None, 0)
     line, picked = (d["x"], d["own"], None, d["alpha"]), (d["x"], d["base"], d["index"], d["alpha"])
     sums = (d["grads"], d["weight"])
+    pictures = (d["image"], d["other"])
     ends = (d["x"], d["base"], d["index"])
     return {
         "path": ("points", (*line, *none, dtype)),
@@ -57,6 +65,17 @@ def _calls(d: dict[str, Tensor], dtype: torch.dtype) -> dict[str, tuple[str, tup
         "differences": ("accumulate_difference", (*sums, *ends, d["acc"], None, False)),
         "transpose": ("difference", (d["acc"], d["weight"], *ends, dtype)),
         "scale": ("scale", (d["acc"], d["x"], d["own"])),
+        "one weight": ("points", (d["x"], d["own"], None, d["along"], *none, dtype)),
+        "one weight for all": ("accumulate", (d["grads"], d["along"], d["acc"], None, False)),
+        "one base": (
+            "accumulate_difference",
+            (d["grads"], d["along"], d["x"], d["base"][:1], None, d["acc"], None, False),
+        ),
+        "mask": ("mask_points", (*pictures, d["mask"], d["along"], *none, dtype)),
+        "noisy mask": ("mask_points", (*pictures, d["mask"], d["along"], *noise, dtype)),
+        "mask gradient": ("mask_grad", (d["pictures"], *pictures, d["along"], *_MASK)),
+        "penalty": ("mask_penalty", (d["mask"],)),
+        "penalty gradient": ("mask_penalty_grad", (d["mask"], *d["parts"])),
     }
 
 
@@ -91,9 +110,15 @@ def _measure(op: str, dtype: torch.dtype, backend: str, device: str) -> list[Mea
     return found
 
 
+_OPS = (
+    "points", "accumulate", "accumulate_difference", "difference", "scale", "mask_points",
+    "mask_grad", "mask_penalty", "mask_penalty_grad",
+)  # fmt: skip
+
+
 def cases(backend: str, device: str, quick: bool) -> Iterator[Case]:
     """One case for each op and dtype."""
-    for op in ("points", "accumulate", "accumulate_difference", "difference", "scale"):
+    for op in _OPS:
         for dtype in DTYPES[:2] if quick else DTYPES:
             run = partial(_measure, op, dtype, backend, device)
             yield Case("path_integral", f"path_{op}", backend, device, dtype, run)

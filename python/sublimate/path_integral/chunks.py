@@ -26,9 +26,9 @@ from .arguments import (
 )
 
 #: Without a budget: rows whose saved activations stay in the caches, but no fewer than _LEAST_ROWS,
-#: and up to _GOOD_ROWS for the sake of matrix products while they take no more than _MOST_BYTES. On
-#: CPUs 40 to 200 rows at once are fastest for convolutions and transformers, 1600 for perceptrons of
-#: width 512, 3000 for those of width 64 (bench/path_integral/calls.py).
+#: and up to _GOOD_ROWS for the sake of matrix products while they take no more than _MOST_BYTES.
+#: On CPUs 40 to 200 rows at once are fastest for convolutions and transformers, 1600 for
+#: perceptrons of width 512, 3000 for those of width 64 (bench/path_integral/calls.py).
 _DEFAULT_BYTES = 5 * 2**20
 _LEAST_ROWS, _GOOD_ROWS = 64, 1600
 _MOST_BYTES = 40 * 2**20
@@ -278,9 +278,7 @@ class Limits:
             return total  # everything is kept anyway
         if self.memory_budget is None:
             row = max(1, row)
-            rows = max(
-                _LEAST_ROWS, _DEFAULT_BYTES // row, min(_GOOD_ROWS, _MOST_BYTES // row)
-            )
+            rows = max(_LEAST_ROWS, _DEFAULT_BYTES // row, min(_GOOD_ROWS, _MOST_BYTES // row))
         else:
             rows = max(1, self.memory_budget // max(1, row))
         if self.rows is not None:

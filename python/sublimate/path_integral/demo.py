@@ -12,11 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _backends
@@ -27,11 +25,11 @@ from .domains import cross_domain_integrated_gradients
 from .expected import expected_gradients
 from .functional import integrated_gradients
 from .hooks import full_grad
-from .igos import igos
+from .igos import blurred, igos
+from .learning import accuracy, convolutional, digits, train
 from .priors import attribution_prior
 from .smooth import smooth_grad
 
-_BATCH = 64
 _STEPS, _QUICK_STEPS = 300, 12
 _RULES = (
     "riemann_left", "riemann_middle", "riemann_trapezoid", "clenshawcurtis", "gausslegendre",
@@ -62,62 +60,6 @@ class Judged:
         return self.kept[0] - self.kept[1]
 
 
-def convolutional(height: int, width: int, classes: int, channels: int = 1) -> nn.Module:
-    """A small network with GELU, so that paths are smooth."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 24, 3, 2, 1), nn.GELU(),
-        nn.Conv2d(24, 24, 3, 2, 1), nn.GELU(), nn.Flatten(),
-        nn.Linear(24 * (height // 4) * (width // 4), classes),
-    )  # fmt: skip
-
-
-def train(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    steps: int,
-    seed: int,
-    prior: float = 0.0,
-    rate: float = 3e-3,
-) -> nn.Module:
-    """Adam on random batches; with ``prior``, the total variation of expected gradients too."""
-    order = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-2)
-    for step in range(steps):
-        batch = torch.randint(len(x), (_BATCH,), generator=order).to(x.device)
-        loss = F.cross_entropy(model(x[batch]), y[batch])
-        if prior:
-            attributions = expected_gradients(
-                model, x[batch], x[batch.flip(0)], y[batch], n_samples=2, seed=step,
-                create_graph=True,
-            )  # fmt: skip
-            loss = loss + prior * attribution_prior(attributions, kind="total_variation")
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return model.eval()
-
-
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    with torch.no_grad():
-        return float((model(x).argmax(1) == y).float().mean())
-
-
-def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scikit-learn's digits: images (N, 1, 8, 8) in [0, 1] and labels, of training and test."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    x, y = load_digits(return_X_y=True)
-    split = train_test_split(x, y, test_size=0.25, stratify=y, random_state=seed)
-    first, second, labels, others = (torch.from_numpy(part) for part in split)
-    shape = (-1, 1, 8, 8)
-    return (
-        first.float().view(shape) / 16, labels.long(), second.float().view(shape) / 16,
-        others.long(),
-    )  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------- the parts
 
 
@@ -146,12 +88,12 @@ def photograph(seed: int, quick: bool, device: str) -> figures.Photograph:
     for picture in (data.chelsea(), data.astronaut(), data.coffee()):
         side = min(picture.shape[:2])
         square = picture[:side, (picture.shape[1] - side) // 2 :][:, :side]
-        array = resize(square, (96, 96), anti_aliasing=True).astype(np.float32)
+        array = resize(square, (64, 64), anti_aliasing=True).astype(np.float32)
         whole.append(torch.from_numpy(array).permute(2, 0, 1))
 
     def crops(count: int) -> tuple[Tensor, Tensor]:
         label = torch.randint(3, (count,), generator=generator)
-        corner = torch.randint(96 - size + 1, (count, 2), generator=generator)
+        corner = torch.randint(64 - size + 1, (count, 2), generator=generator)
         found = [whole[c][:, i : i + size, j : j + size]
                  for c, (i, j) in zip(label.tolist(), corner.tolist(), strict=True)]  # fmt: skip
         return torch.stack(found).to(device), label.to(device)
@@ -159,19 +101,24 @@ def photograph(seed: int, quick: bool, device: str) -> figures.Photograph:
     x, y = crops(64 if quick else 512)
     torch.manual_seed(seed)
     model = convolutional(size, size, 3, 3).to(device)
-    image = whole[0][:, 8 : 8 + size, 24 : 24 + size][None].to(device)
+    image = whole[0][:, 6 : 6 + size, 8 : 8 + size][None].to(device)
     before = integrated_gradients(model.eval(), image, target=0)[0]
     train(model, x, y, 4 if quick else 80, seed, rate=1e-3)
-    gray = x.mean((0, 2, 3), keepdim=True).expand_as(image)  # no photograph's own colour
 
     def probability(z: Tensor) -> Tensor:
         return model(z).softmax(1)
 
+    # A baseline that says nothing of the class: whichever the network finds least like it.
+    colour = x.mean((0, 2, 3), keepdim=True).expand_as(image)
+    plain = torch.cat([colour, *(torch.full_like(image, v) for v in (0.0, 0.5, 1.0)),
+                       blurred(image, 6.0)])  # fmt: skip
+    with torch.no_grad():
+        base = plain[probability(plain)[:, 0].argmin()][None]
     found, info = integrated_gradients(
-        probability, image, gray, target=0, tol=1e-2, return_info=True
+        probability, image, base, target=0, tol=1e-2, return_info=True
     )
     masks = igos(
-        probability, image, gray, 0, size=12, iterations=3 if quick else 12, n_steps=10, l1=0.3,
+        probability, image, base, 0, size=12, iterations=3 if quick else 12, n_steps=10, l1=0.3,
         l2=2.0,
     )  # fmt: skip
     test, labels = crops(128)
@@ -271,7 +218,9 @@ def blocks(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     above = torch.randint(2, (len(x),), generator=generator).bool().to(x.device)
     null = torch.zeros(8, 8, device=x.device)
     null[1:7, 1:7] = 0.5
-    null[torch.arange(1, 7), torch.arange(1, 7)] = null[torch.arange(1, 7), 7 - torch.arange(1, 7)] = 1
+    null[torch.arange(1, 7), torch.arange(1, 7)] = null[
+        torch.arange(1, 7), 7 - torch.arange(1, 7)
+    ] = 1
     other = null.expand_as(x)
     first = torch.where(above[:, None, None, None], x, other)
     second = torch.where(above[:, None, None, None], other, x)
@@ -361,9 +310,8 @@ class PathIntegralSection:
 
     def run(self, settings: Settings, progress: Progress) -> Result:
         """Learns, attributes, measures, judges, draws."""
-        seed, quick = settings.seed, settings.quick
-        steps = _QUICK_STEPS if quick else _STEPS
-        points = _QUICK_POINTS if quick else _POINTS
+        steps = _QUICK_STEPS if settings.quick else _STEPS
+        points = _QUICK_POINTS if settings.quick else _POINTS
         done = 0
         total = 12
 
@@ -372,6 +320,17 @@ class PathIntegralSection:
             progress(done, total, what)
             done += 1
 
+        threads = torch.get_num_threads()
+        if settings.device == "cpu":
+            torch.set_num_threads(1)  # steps of milliseconds: threads would wait for one another
+        try:
+            return self._run(settings, steps, points, tell)
+        finally:
+            torch.set_num_threads(threads)
+            progress(total, total, "done")
+
+    def _run(self, settings: Settings, steps: int, points: tuple[int, ...], tell: Tell) -> Result:
+        seed, quick = settings.seed, settings.quick
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tell("learning digits")
@@ -397,7 +356,6 @@ class PathIntegralSection:
             measured = _parity(model, test[:16], truth[:16], backend)
         result = _result(judged, shown, photo, priors, series, curves, points, measured, backend)
         result.figures = figures.draw(maps, photo, points, curves, priors, series, judged, shown)
-        progress(total, total, "done")
         return result
 
 
@@ -419,8 +377,8 @@ def _result(
     verdict = "pass" if passed else "FAIL"
     rows = [
         [
-            j.name, f"{100 * j.share:.0f} %", f"{100 * j.kept[0]:.0f} %", f"{100 * j.kept[1]:.0f} %",
-            f"{100 * j.difference:+.0f}", f"{1e3 * j.seconds:.0f} ms",
+            j.name, f"{100 * j.share:.0f} %", f"{100 * j.kept[0]:.0f} %",
+            f"{100 * j.kept[1]:.0f} %", f"{100 * j.difference:+.0f}", f"{1e3 * j.seconds:.0f} ms",
             "—" if j.name == "chance" else verdict,
         ]
         for j in judged
@@ -447,11 +405,13 @@ def _result(
             f"stratified places by {last['stratified places']:.1e}, random ones by "
             f"{last['random places']:.1e}. With a prior on attributions, accuracy under noise "
             f"{_NOISES[3]} goes from {100 * noisy['without']:.0f} to "
-            f"{100 * noisy['with prior']:.0f} %. {100 * series.near:.0f} % of what a series network "
-            "looks at lies at the two informative frequencies."
+            f"{100 * noisy['with prior']:.0f} %. {100 * series.near:.0f} % of what a series "
+            "network looks at lies at the two informative frequencies."
         ),
-        columns=["attribution", "in the block", "most kept", "least kept", "difference", "time",
-                 "parity"],  # fmt: skip
+        columns=[
+            "attribution", "in the block", "most kept", "least kept", "difference", "time",
+            "parity",
+        ],
         rows=rows,
         notes=[
             f"in the block: of the {100 * _KEEP:.0f} % of pixels with the largest attributions, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ _WITHOUT, _WITH = "#f0a35e", "#3d8fd1"
 
 @dataclass
 class Photograph:
-    """An image (3, H, W), its attributions before and after training and the mask's saliency (H, W);
+    """An image (3, H, W), its attributions before and after training, the mask's saliency (H, W);
     accuracy on crops, relative error and evaluations of the second, score before and behind the
     mask."""
 
@@ -167,13 +168,15 @@ def _priors(found: Priors) -> Figure:
     grid[0].set(xlabel="noise on the image", title="Accuracy (%)")
     grid[0].grid(axis="y", color=FAINT, lw=0.6, alpha=0.7)
     grid[0].legend(loc="lower left")
-    rows = []
-    for name in found.maps:
-        rows.append(torch.cat([_framed(m) for m in found.maps[name]], 1))
-    top = max(float(r.abs().max()) for r in rows) or 1.0
+    from matplotlib import colormaps
+
     paper = torch.cat([_framed(i) for i in found.images], 1)
-    shown = torch.cat([2 * paper * top - top * (paper > 0), *rows], 0)
-    grid[1].imshow(shown.numpy(), cmap="RdBu_r", vmin=-top, vmax=top)
+    shown = [colormaps["gray_r"](paper.numpy())]
+    for maps in found.maps.values():  # each row on a scale of its own
+        row = torch.cat([_framed(m) for m in maps], 1)
+        top = float(row.abs().max()) or 1.0
+        shown.append(colormaps["RdBu_r"]((row / top / 2 + 0.5).numpy()))
+    grid[1].imshow(np.concatenate(shown), interpolation="nearest")
     _bare(grid[1])
     names = ["image", *found.maps]
     grid[1].set_yticks([4.5 + 9 * i for i in range(len(names))], names)
@@ -183,7 +186,8 @@ def _priors(found: Priors) -> Figure:
     return Figure(
         "Training with a prior on attributions",
         "Two networks from the same 200 images; one is asked for expected gradients that vary "
-        f"little between neighbours, which they then do {less:.1f} times less.",
+        f"little between neighbours, which they then do {less:.1f} times less. Colours: red for, "
+        "blue against the true digit, each row on a scale of its own.",
         svg(figure, "path-prior"),
     )
 
@@ -212,9 +216,11 @@ def _frequencies(found: Frequencies) -> Figure:
 
 def _blocks(judged: Any, found: Blocks) -> Figure:
     count = len(found.images)
-    figure, grid = axes_of(1, len(found.maps) + 2, 9.5, 3.3, width_ratios=(1,) * (len(found.maps) + 1) + (2.2,))  # fmt: skip
-    columns = {"image": found.images, **found.maps}
-    for axes, (name, images) in zip(grid, columns.items(), strict=False):
+    columns = len(found.maps) + 1
+    ratios = (1.0,) * columns + (2.2,)
+    figure, grid = axes_of(1, columns + 1, 9.5, 3.3, width_ratios=ratios)
+    named = {"image": found.images, **found.maps}
+    for axes, (name, images) in zip(grid, named.items(), strict=False):
         if name == "image":
             shown = torch.cat([_row(images[i]) for i in range(min(2, count))], 1)
             axes.imshow(shown.numpy(), cmap="gray_r", vmin=0, vmax=1)

@@ -72,6 +72,7 @@ def full_grad(
     *,
     additional_forward_args: Any = None,
     create_graph: bool = False,
+    backend: str | None = None,
 ) -> FullGradients:
     """Input gradient and bias gradients of every module: together they are the output.
 
@@ -82,6 +83,7 @@ def full_grad(
 
     Args:
         forward: an nn.Module, or a callable from which its modules can be reached.
+        backend: checked as everywhere; no kernel of ours is needed.
         The rest: as in ``integrated_gradients``, one target.
 
     Raises:
@@ -93,7 +95,7 @@ def full_grad(
     """
     forward = eager(forward)
     problem, _, single, _ = setup(
-        forward, inputs, target, False, additional_forward_args, create_graph, "reference"
+        forward, inputs, target, False, additional_forward_args, create_graph, backend
     )
     leaves = _leaves(forward)
     if not leaves:
@@ -218,6 +220,7 @@ def norm_grad(
     size: tuple[int, int] | None = None,
     additional_forward_args: Any = None,
     create_graph: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """Saliency from the norm of the gradient of a virtual identity layer.
 
@@ -241,7 +244,7 @@ def norm_grad(
             raise fail_type("layer", "a torch.nn.Module or a list of them", one)
     check_inputs(inputs)
     problem, _, _, _ = setup(
-        forward, inputs, target, False, additional_forward_args, create_graph, "reference"
+        forward, inputs, target, False, additional_forward_args, create_graph, backend
     )
     seen: dict[int, Tensor] = {}
 

@@ -87,6 +87,7 @@ def igos(
     additional_forward_args: Any = None,
     memory_budget: int | None = None,
     internal_batch_size: int | None = None,
+    create_graph: bool = False,
     backend: str | None = None,
 ) -> Masks:
     """Masks M [size, size] in [0, 1] that minimise score(M) + l1 mean|1 - M| + l2 TV(M).
@@ -102,6 +103,9 @@ def igos(
         l1, l2: weights of area and total variation.
         step: first length tried; a longer one after a success.
         stdev, seed: noise on the images of the path.
+        create_graph: ``score``, ``score_before`` and the last ``objective`` are differentiable in
+            inputs, baselines and parameters. Masks count as constants, which at an optimum they
+            are to first order (envelope theorem); they themselves have no gradient.
         The rest: as in ``integrated_gradients``, one target.
 
     Cost: iterations * (n_steps gradients + 6 forwards) of the batch; memory O(chunk): the upsampled
@@ -124,12 +128,23 @@ def igos(
     _checks.seed("seed", seed)
     limits = Limits.of(memory_budget, internal_batch_size)
     image = problem.x[0].view(-1, *space.shape)
-    base = blurred(image) if baselines is None else baselines.detach().to(image)
+    with torch.set_grad_enabled(create_graph):
+        whole = inputs.to(image.dtype) if create_graph else image
+        start = blurred(whole) if baselines is None else baselines.to(image)
+    base = start.detach()
     if base.shape[1:] != image.shape[1:] or base.shape[0] not in (1, image.shape[0]):
         raise fail_value("baselines", f"shape {tuple(image.shape)} or 1 image", tuple(base.shape))
     run = _Run(problem, image, base, n_steps, l1, l2, stdev, seed, limits, chosen)
     with frozen(forward, True), torch.no_grad():
-        return run.optimise(size, iterations, step)
+        found = run.optimise(size, iterations, step)
+    if create_graph:
+        with torch.enable_grad():
+            run.image, run.base, run.backend = whole, start, "reference"
+            found.score = run.score(found.masks)
+            found.score_before = run.score(torch.ones_like(found.masks))
+            last = found.score + run.penalty(found.masks)
+            found.objective = torch.cat((found.objective[:-1], last[None]))
+    return found
 
 
 class _Run:
@@ -199,9 +214,12 @@ class _Run:
         (value,) = self.problem.outputs([z.flatten(2)])
         return value.reshape(-1).to(mask.dtype)
 
-    def objective(self, mask: Tensor) -> Tensor:
+    def penalty(self, mask: Tensor) -> Tensor:
         variation, area = autograd.mask_penalty(mask, self.backend)
-        return self.score(mask) + self.l1 * area + self.l2 * variation
+        return self.l1 * area + self.l2 * variation
+
+    def objective(self, mask: Tensor) -> Tensor:
+        return self.score(mask) + self.penalty(mask)
 
     def optimise(self, size: int, iterations: int, step: float) -> Masks:
         n = self.image.shape[0]

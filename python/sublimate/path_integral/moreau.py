@@ -106,7 +106,7 @@ def moreau_grad(
         max_iter: steps at most; a sample that is not there by then is told in ``MoreauInfo``.
         return_info: also return it.
         create_graph: differentiable once, in inputs and parameters, by the implicit function
-            theorem (conjugate gradients with Hessian-vector products); not with groups.
+            theorem (conjugate gradients with Hessian-vector products).
 
     Returns:
         Like inputs; with ``MoreauInfo`` if asked for.
@@ -132,13 +132,11 @@ def moreau_grad(
         tol = 1e-11 if space.acc == torch.float64 else 1e-5
     number("tol", tol)
     grouped = _check_groups(groups, space.size, inputs.device)
-    if create_graph and grouped is not None:
-        raise fail_value("create_graph", "False with groups", True)
     with frozen(forward, True), torch.no_grad():
         d, info = _minimise(problem, lam, sparsity, grouped, tol, max_iter)
     rows = -d / lam
     if create_graph:
-        rows = _implicit(forward, inputs, problem, d, lam, sparsity > 0)
+        rows = _implicit(forward, inputs, problem, d, lam, sparsity, grouped)
     return with_extras(
         shaped([[rows]], problem.layout, problem.target, single), None, False, info, return_info
     )
@@ -202,11 +200,30 @@ def _minimise(
 
 
 def _implicit(
-    forward: Forward, inputs: Tensor, problem: Problem, d: Tensor, lam: float, sparse: bool
+    forward: Forward,
+    inputs: Tensor,
+    problem: Problem,
+    d: Tensor,
+    lam: float,
+    eta: float,
+    groups: Tensor | None,
 ) -> Tensor:
-    """-d / lam, with the derivative of the fixed point: (I + lam H)^-1 acts on what comes back."""
+    """-d / lam, with the derivative of the fixed point: (I + lam H)^-1 acts on what comes back, H
+    the Hessian of f and, with groups, of eta times the norms of those that are not 0."""
     (space,) = problem.layout
-    support = (d != 0).to(d.dtype) if sparse else torch.ones_like(d)
+    support = (d != 0).to(d.dtype) if eta else torch.ones_like(d)
+    bends = None
+    if eta and groups is not None:
+        norm = _group_norms(d, groups)[:, groups]
+        support = (norm > 0).to(d.dtype)
+        unit = d / norm.clamp_min(torch.finfo(d.dtype).tiny)
+        member = torch.nn.functional.one_hot(groups, int(groups.max()) + 1).to(d.dtype)
+
+        def bends(v: Tensor) -> Tensor:
+            """Hessian of the norms: what of v is across d in each group, over the norm of d."""
+            along = ((unit * v) @ member)[:, groups]
+            return support * (v - along * unit) / norm.clamp_min(torch.finfo(d.dtype).tiny)
+
     moving = Problem(forward, problem.layout, problem.x, problem.args, problem.target, True)
     at = problem.x[0] + d
 
@@ -214,10 +231,11 @@ def _implicit(
         with torch.enable_grad():
             leaf = at.detach()[None].to(space.points).requires_grad_()
             ((_, (g,)),) = moving.gradients([leaf])
-            if not g.requires_grad:
-                return v
-            (h,) = torch.autograd.grad(g[0], leaf, v * support, allow_unused=True)
-        return v if h is None else v + lam * support * h[0]
+            h = None
+            if g.requires_grad:
+                (h,) = torch.autograd.grad(g[0], leaf, v * support, allow_unused=True)
+        result = v if h is None else v + lam * support * h[0]
+        return result if bends is None else result + lam * eta * bends(v)
 
     def solve(up: Tensor | None) -> Tensor | None:
         """Conjugate gradients, each sample its own system. None: nothing comes back."""
