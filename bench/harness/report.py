@@ -13,8 +13,8 @@ HEAD = """\
 # Performance
 
 Written by `python -m sublimate bench --report docs/performance.md` from the files in
-[`bench/results`](../bench/results), newest row of each case; do not edit. What is timed, and how:
-[`bench/README.md`](../bench/README.md). A ratio is our median time over the peer's in the same
+`bench/results`, newest row of each case; do not edit. What is timed, and how:
+`bench/README.md`. A ratio is our median time over the peer's in the same
 run, less is better; **bold** where we lose. Roofline: the least time that our traffic and
 arithmetic can take on that machine, as a share of our time. Kept: bytes for backward, of each
 element of the first input.
@@ -84,8 +84,7 @@ def _section(path: Path) -> list[str]:
     lines = [
         f"## {last['device']}, {last['threads']} threads",
         "",
-        f"torch {last['torch']}, Python {last['python']}; "
-        f"[`{path.name}`](../bench/results/{path.name}).",
+        f"torch {last['torch']}, Python {last['python']}; `bench/results/{path.name}`.",
         "",
     ]
     groups: dict[tuple[str, str], list[CsvRow]] = defaultdict(list)

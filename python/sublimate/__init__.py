@@ -1,6 +1,13 @@
 """sublimate: PyTorch kernels for operations whose intermediate is too big to keep."""
 
-from . import fewbit, memory, multicut, path_integral, randomized_linear
+from . import (
+    fewbit,
+    kronecker_attention,
+    memory,
+    multicut,
+    path_integral,
+    randomized_linear,
+)
 from ._backends import BackendUnavailable, get_backend, set_backend, use_backend
 from ._info import backends
 from ._native import NativeError
@@ -13,6 +20,7 @@ __all__ = [
     "backends",
     "fewbit",
     "get_backend",
+    "kronecker_attention",
     "memory",
     "multicut",
     "path_integral",
