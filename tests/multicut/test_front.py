@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.mixtures import mixture, separated
 from sublimate import multicut
-from sublimate.multicut import link
+from sublimate.multicut import link, ops
 from sublimate.multicut import reference as R
 
 D = torch.float64
@@ -236,3 +236,20 @@ def test_alpha_is_a_negative_coordinate():
     got, other = multicut.dense_multicut(wide, negative_dims=1, return_info=True)
     assert torch.equal(got, due)
     assert float(other.objective) == pytest.approx(float(info.objective), rel=1e-12)
+
+
+def test_info_tells_whose_kernels_ran():
+    x, _ = mixture(60, 5, 0, 0.9)
+    _, info = multicut.dense_multicut(x, alpha=0.2, restarts=4, return_info=True, backend="cpu")
+    assert set(info.backends) == set(info.seconds) and set(info.backends.values()) == {"cpu"}
+
+
+def test_gpu_tells_what_ran_on_the_host(emulated_cuda):
+    x, _ = mixture(60, 5, 0, 0.9)
+    _, info = multicut.dense_multicut(
+        x, alpha=0.2, restarts=4, refine="kernighan-lin", return_info=True, backend="cuda"
+    )
+    assert info.backends["star"] == info.backends["gaec"] == info.backends["moves"] == "cuda"
+    assert info.backends["kernighan-lin"] == "cpu"
+    assert info.backends["fusion"] == "cuda, cpu"
+    assert ops.runs_on("gaec", "triton") == "cpu" and ops.runs_on("lazy", "cpu") == "cpu"

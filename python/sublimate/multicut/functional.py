@@ -81,7 +81,9 @@ def dense_multicut(
         restarts: number of starts; the best result is kept.
         must_link: (p, 2) pairs of nodes to be in one cluster, numbered over all instances, each
             within one instance.
-        return_info: return (labels, ``MulticutInfo``) instead.
+        return_info: return (labels, ``MulticutInfo``) instead; its ``backends`` say whose kernels
+            each phase ran: the sequential ones ("lazy", "kernighan-lin", also as a part of several
+            restarts, and with Triton "gaec") run on the host whatever the backend.
         progress: a tqdm bar or class, a ``rich.progress.Progress``, or a callable (done, total,
             what).
         group: a ``torch.distributed`` process group over whose ranks the rows of every all-pairs

@@ -89,6 +89,20 @@ def _alloc_gaec_graph(costs: Tensor, nodes: int) -> tuple[Tensor, Tensor, Tensor
 
 # ------------------------------------------------------------------------------- implementations
 
+#: Sequential ops that a GPU backend has no kernel for.
+_ON_HOST = {"cuda": ("kernighan_lin", "lazy"), "triton": ("gaec", "kernighan_lin", "lazy")}
+
+
+def runs_on(op: str, backend: str) -> str:
+    """The backend whose kernel computes ``op`` when ``backend`` is chosen.
+
+    For the sequential ops of a GPU backend that is "cpu", on copies in the host's memory, or
+    "reference" where the CPU module is missing.
+    """
+    if op not in _ON_HOST.get(backend, ()):
+        return backend
+    return "cpu" if _native.CPU.reason() is None else "reference"
+
 
 def _topk(  # type: ignore[no-untyped-def]
     features, weights, offsets, alpha, negative_dims, other, other_weights, other_offsets, k,
@@ -178,11 +192,10 @@ def _move(  # type: ignore[no-untyped-def]
 
 def _gaec(features, weights, offsets, alpha, negative_dims, backend):  # type: ignore[no-untyped-def]
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
-    if backend == "reference":
+    where = runs_on("gaec", backend)
+    if where == "reference":
         return reference.gaec(*nodes)
-    if backend == "triton":
-        if _native.CPU.reason() is not None:
-            return reference.gaec(*nodes)
+    if where != backend:
         host, _ = _on_host(nodes)
         found = _alloc_gaec(host.features)
         native.gaec("cpu", host, *found)
@@ -205,7 +218,7 @@ def _kernighan_lin(  # type: ignore[no-untyped-def]
     features, weights, offsets, alpha, negative_dims, labels, neighbors, rounds, backend
 ):
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
-    if backend == "reference" or _native.CPU.reason() is not None:
+    if runs_on("kernighan_lin", backend) == "reference":
         return reference_kernighan_lin.kernighan_lin(*nodes, labels, neighbors, rounds)
     host, (chained,) = _on_host(nodes, labels.clone())
     gains = _alloc_per_instance(host.features, host.offsets, torch.float64)
@@ -215,7 +228,7 @@ def _kernighan_lin(  # type: ignore[no-untyped-def]
 
 def _lazy(features, weights, offsets, alpha, negative_dims, neighbors, backend):  # type: ignore[no-untyped-def]
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
-    if backend == "reference" or _native.CPU.reason() is not None:
+    if runs_on("lazy", backend) == "reference":
         return reference_lazy.lazy(*nodes, neighbors)
     host, (edges,) = _on_host(nodes, neighbors)
     labels = host.features.new_empty(features.shape[0], dtype=torch.int64)

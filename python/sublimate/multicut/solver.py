@@ -20,6 +20,7 @@ from . import refine as search
 from .autograd import ops
 from .lazy import lazy
 from .level import Level, Partition, instance_of, objective_of, partition_of
+from .ops import runs_on
 from .progress import Report
 from .rounds import contract_in_rounds, greedy
 
@@ -49,6 +50,9 @@ class MulticutInfo:
         gap: (objective - bound) / |objective|; 0 proves that the labels are optimal.
         rounds: by phase: rounds of contraction and sweeps of local search, all restarts together.
         seconds: by phase.
+        backends: by phase: whose kernels ran, e.g. {"star": "cuda", "kernighan-lin": "cpu"}. Chains
+            and the greedy part of "lazy" are sequential and run on the host for tensors of a GPU
+            too, with Triton exact greedy contraction as well (also where clusters join in "moves").
         starts: (name, objective after local search) of each start, the objective summed over a
             batch.
         bytes: memory taken at once beyond features and labels, by the all-pairs pass: its packed
@@ -60,6 +64,7 @@ class MulticutInfo:
     gap: float | Tensor
     rounds: dict[str, int]
     seconds: dict[str, float]
+    backends: dict[str, str]
     starts: list[tuple[str, float]]
     bytes: int
 
@@ -168,8 +173,31 @@ def _info(level: Level, labels: Tensor, log: _Log) -> MulticutInfo:
     packed = n * (d + 1) * level.features.element_size()
     partners = (torch.get_num_threads() + 1) * n * (level.features.element_size() + 8)
     return MulticutInfo(
-        objective, bound, gap, log.rounds, log.seconds, log.starts, packed + partners
+        objective,
+        bound,
+        gap,
+        log.rounds,
+        log.seconds,
+        {phase: _kernels_of(phase, level.backend) for phase in log.seconds},
+        log.starts,
+        packed + partners,
     )
+
+
+#: Ops of the phases that have others than passes over pairs and sums.
+_SEQUENTIAL = {
+    "gaec": ("gaec",),
+    "lazy": ("topk", "lazy"),
+    "kernighan-lin": ("kernighan_lin",),
+    "moves": ("move", "gaec"),
+    "fusion": ("move", "gaec", "kernighan_lin"),
+}
+
+
+def _kernels_of(phase: str, backend: str) -> str:
+    """The backends whose kernels a phase runs, the chosen one first."""
+    ran = dict.fromkeys(runs_on(op, backend) for op in _SEQUENTIAL.get(phase, ("topk",)))
+    return ", ".join(ran)
 
 
 # ----------------------------------------------------------------------- instances of like size
