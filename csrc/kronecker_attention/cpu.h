@@ -185,6 +185,23 @@ void add_product(int64_t rows, const A* a, int64_t a_row, int64_t a_step, const 
   });
 }
 
+// The same where row p of b counts in the lanes of its interval only: elsewhere b is 0 and a may be
+// infinite or NaN.
+template <class A>
+void add_product_inside(int64_t rows, const A* a, int64_t a_row, int64_t a_step, const A* b,
+                        int64_t inner, const Interval* lanes, A* c) {
+  for (int64_t p = 0; p < inner; ++p) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int half = 0; half < 2; ++half) {
+        const int64_t at = half * LANES<A>;
+        const Vector<A> x = a[r * a_row + p * a_step] * tile::load(b + p * BLOCK<A> + at);
+        A* to = c + r * BLOCK<A> + at;
+        tile::store(to, tile::load(to) + inside<A>(lanes[p], half, x, Vector<A>{}));
+      }
+    }
+  }
+}
+
 // c [rows, width] += a b over `inner`, where rows of b and c are `width` apart, a multiple of
 // LANES.
 template <class A>

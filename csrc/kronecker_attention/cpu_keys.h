@@ -19,6 +19,7 @@ struct Keys {
   int64_t count;
   bool bounded;    // only keys at or before the query
   int64_t window;  // 0: none
+  bool finite;     // nothing is infinite or NaN
   A longest;       // largest norm of a key: 3-norm (kronecker) or 2-norm (strassen); NaN stays
 
   // Keys that some query of [first, last] reads.
@@ -59,6 +60,7 @@ class KeySet {
         keys_(s.batch * s.kv_heads * keys.length * s.channels),
         values_(s.batch * s.kv_heads * keys.length * s.value_channels),
         longest_(s.batch * s.kv_heads),
+        finite_(s.batch * s.kv_heads),
         position_(s.batch * keys.length),
         count_(s.batch) {
     if (!good()) return;
@@ -77,7 +79,8 @@ class KeySet {
   }
 
   bool good() const {
-    return keys_.get() && values_.get() && longest_.get() && position_.get() && count_.get();
+    return keys_.get() && values_.get() && longest_.get() && finite_.get() && position_.get() &&
+           count_.get();
   }
 
   Keys<A> at(int64_t b, int64_t h) const {
@@ -88,6 +91,7 @@ class KeySet {
             count_.get()[b],
             bounded_,
             window_,
+            finite_.get()[head],
             longest_.get()[head]};
   }
 
@@ -106,6 +110,11 @@ class KeySet {
       if (size > longest || size != size) longest = size;
     }
     longest_.get()[head] = longest;
+    A sum = 0;  // of zeros, unless something is not finite
+    const int64_t n = count_.get()[b];
+    for (A* at = to_keys - n * d; at < to_keys; ++at) sum += *at * A(0);
+    for (A* at = to_values - n * dv; at < to_values; ++at) sum += *at * A(0);
+    finite_.get()[head] = sum == A(0);
   }
 
   Shape shape_;
@@ -113,6 +122,7 @@ class KeySet {
   bool bounded_;
   int64_t window_;
   Scratch<A> keys_, values_, longest_;
+  Scratch<bool> finite_;
   Scratch<int64_t> position_, count_;
 };
 

@@ -207,7 +207,12 @@ struct Pairs {
             block.template score<online, true>(k2.keys + k * d, count, start, lanes, top);
           }
           if (online) block.exponentiate(count, top);
-          add_product(dv, k2.values + k * dv, 1, dv, block.tile, count, block.weighted);
+          if (whole || k2.finite) {
+            add_product(dv, k2.values + k * dv, 1, dv, block.tile, count, block.weighted);
+          } else {
+            add_product_inside(dv, k2.values + k * dv, 1, dv, block.tile, count, lanes,
+                               block.weighted);
+          }
         }
         block.fold_value(k1.values + j * dv, at_j);
       }

@@ -234,8 +234,13 @@ struct PairsBackward {
           } else {
             block.template score<true>(keys, values, count, start, lanes);
           }
-          add_product(d, keys, 1, d, block.ds, count, block.t);
-          add_product(dv, values, 1, dv, block.p, count, block.w);
+          if (whole || k2.finite) {
+            add_product(d, keys, 1, d, block.ds, count, block.t);
+            add_product(dv, values, 1, dv, block.p, count, block.w);
+          } else {
+            add_product_inside(d, keys, 1, d, block.ds, count, lanes, block.t);
+            add_product_inside(dv, values, 1, dv, block.p, count, lanes, block.w);
+          }
           add_outer(count, block.ds, BLOCK<A>, 1, block.folded_rows, BLOCK<A>,
                     to.dk2 + k * block.wide, block.wide);
           add_outer(count, block.p, BLOCK<A>, 1, block.folded_grad_rows, BLOCK<A>,

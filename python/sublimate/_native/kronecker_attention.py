@@ -69,6 +69,7 @@ def _windows(op: str, window: Sequence[int], sets: int) -> list[int]:
 def _attention_table(
     op: str, lib: Library, q: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]
 ) -> tuple[tuple[int, int, int, int, int], list[tuple[int, ...]]]:
+    guard(op, "q", q, lib.device, tuple(DTYPES))
     b, hq, hkv, d, dv = sizes = _sizes(op, q, keys[0], values[0])
     rows = [_operand(op, lib, "q", q, q.dtype, (b, hq, q.shape[2], d))]
     for name, tensors, channels in (("k", keys, d), ("v", values, dv)):
@@ -76,6 +77,7 @@ def _attention_table(
             shape = (b, hkv, k.shape[2], channels)
             rows.append(_operand(op, lib, f"{name}{i}", t, q.dtype, shape))
     return sizes, rows
+
 
 #: What the polynomial kernels do: orders (key sets + 1), and the highest degree.
 POLYNOMIAL_ORDERS = (3,)
@@ -148,6 +150,7 @@ class _PolynomialTables:
                 f"{op}: {sets} key sets, {len(values)} value sets and {len(masks)} masks; the "
                 f"kernel takes 1 to {MAX_SETS} of each"
             )
+        guard(op, "q", q, lib.device, tuple(DTYPES))
         b, hq, hkv, d, dv = self.sizes = _sizes(op, q, keys[0], values[0])
         rows = [_operand(op, lib, "q", q, q.dtype, (b, hq, q.shape[2], d))]
         for name, tensors, channels in (("keys", keys, d), ("values", values, dv)):
