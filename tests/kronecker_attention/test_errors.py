@@ -147,20 +147,20 @@ def test_polynomial_attention(options, error, message):
 
 
 def test_degrees_and_orders_beyond_the_kernels():
-    from sublimate.kronecker_attention import ops
-
     small = [t[..., :2].clone() * 0.1 for t in (Q, K, V)]
-    highest, orders = ops.highest_degree("cpu"), ops.polynomial_orders("cpu")
     options = {"scale": 0.1, "backend": "cpu"}
-    if highest < 16:
-        g = highest + 1 + highest % 2
-        with pytest.raises(BackendUnavailable, match=f"degrees up to {highest}, got {g}"):
-            polynomial_attention(small[0], [small[1]] * 2, [small[2]] * 2, degree=g, **options)
-    order = max(orders) + 1
-    with pytest.raises(BackendUnavailable, match=f"orders .*, got {order}"):
-        polynomial_attention(
-            small[0], [small[1]] * (order - 1), [small[2]] * (order - 1), **options
+
+    def call(sets, **more):
+        return polynomial_attention(
+            small[0], [small[1]] * sets, [small[2]] * sets, **options, **more
         )
+
+    with pytest.raises(BackendUnavailable, match=r"it has degrees up to 12, got 14\. Would work"):
+        call(2, degree=14)
+    with pytest.raises(BackendUnavailable, match="it has orders 3 to 8, got 9"):
+        call(8)
+    with pytest.raises(BackendUnavailable, match="orders 3 to 3 with causality or a window, got 4"):
+        call(3, causal=True)
 
 
 def test_choose_and_estimate():

@@ -23,7 +23,6 @@ from helpers.parity import RMS
 from sublimate.kronecker_attention import coefficients as polynomials
 from sublimate.kronecker_attention import (
     kronecker_attention,
-    ops,
     polynomial_attention,
     reference,
 )
@@ -192,39 +191,33 @@ def test_padded_nan_reaches_nothing(lane):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("sets", [3, 4])
-def test_higher_orders(sets, lane):
-    """Order k is one more factor; held to the reference, as far as a backend goes."""
-    if lane.backend != "reference" and sets + 1 not in ops.polynomial_orders(lane.backend):
-        polynomial_attention(*_order_3(lane), backend=lane.backend)
-        return
+def test_higher_orders(sets, causal, calls):
+    """Order k is one more factor. Kernels have no causal one: "auto" then takes the reference."""
     q = normal((2, 4, 9, 4), 0, WIDE, 0.5)
     keys = [normal((2, 2, 8 + m, 4), m, WIDE, 0.7) for m in range(1, sets + 1)]
     values = [normal((2, 2, 8 + m, 3), 9 + m, WIDE) for m in range(1, sets + 1)]
     g = normal((2, 4, 9, 3), 20, WIDE)
-
-    def f(backend, put):
-        return lambda q, *rest: polynomial_attention(
-            q, rest[:sets], rest[sets:], degree=2, causal=True, backend=backend
-        )
-
-    leaves = (q, *keys, *values)
-    found = gradients(f(lane.backend, lane.put), [lane.put(t) for t in leaves], [lane.put(g)])
     i = torch.arange(9)[:, None]
-    allow = [(torch.arange(8 + m) <= i).expand(2, -1, -1) for m in range(1, sets + 1)]
+    allow = [
+        ((torch.arange(8 + m) <= i) | (not causal)).expand(2, -1, -1) for m in range(1, sets + 1)
+    ]
+    c = polynomials.taylor(2)
     due = gradients(
-        lambda q, *rest: dense(
-            q, rest[:sets], rest[sets:], allow, 0.5, polynomials.taylor(2)
-        )[0],
-        leaves, [g],
+        lambda q, *rest: dense(q, rest[:sets], rest[sets:], allow, 0.5, c)[0],
+        (q, *keys, *values), [g],
     )  # fmt: skip
-    for a, b in zip(found, due, strict=True):
-        torch.testing.assert_close(a.cpu(), b)
-
-
-def _order_3(lane):
-    q = lane.put(normal((1, 1, 3, 2), 0, WIDE, 0.1))
-    return q, [q, q], [q, q]
+    for backend in ("auto", "reference") if causal else ("auto", "cpu", "reference"):
+        found = gradients(
+            lambda q, *rest, backend=backend: polynomial_attention(
+                q, rest[:sets], rest[sets:], degree=2, causal=causal, backend=backend
+            ),
+            (q, *keys, *values), [g],
+        )  # fmt: skip
+        for a, b in zip(found, due, strict=True):
+            torch.testing.assert_close(a, b)
+    assert calls["cpu"] == (0 if causal else 4)
 
 
 def test_gradcheck():

@@ -79,11 +79,6 @@ def _attention_table(
     return sizes, rows
 
 
-#: What the polynomial kernels do: orders (key sets + 1), and the highest degree.
-POLYNOMIAL_ORDERS = (3,)
-HIGHEST_DEGREE = 6
-
-
 def attention(
     backend: str, q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, mask1: Tensor | None,
     mask2: Tensor | None, out: Tensor, lse: Tensor, scale: float, causal: bool,

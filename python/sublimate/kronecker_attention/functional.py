@@ -126,7 +126,7 @@ def kronecker_attention(
     else:
         g = found.degree
         assert g is not None
-        chosen = methods.resolve(backend, q, width, 3, g)
+        chosen = methods.resolve(backend, q, width, 3, g, causal or bool(widths))
         if method != "auto":
             methods.check_odd(q, keys, masks, number, g, coefficients, causal, widths)
         if found.method == "hybrid":
@@ -180,8 +180,8 @@ def _planned(
             method == "polynomial", 16,
         )  # fmt: skip
     g = 2 if degree is None else degree
-    name = methods.resolve(backend, q, width, len(keys) + 1, g)
     ordered = causal or bool(window)
+    name = methods.resolve(backend, q, width, len(keys) + 1, g, ordered)
     cost = plan.polynomial_cost(q, keys, width, g, ordered, name) if costs else math.nan
     if method == "hybrid":
         if costs:
@@ -339,7 +339,8 @@ def polynomial_attention(
     number = arguments.check_scale(scale, q.shape[-1])
     q, *rest = methods.autocast((q, *keys, *values))
     keys, values = rest[: len(keys)], rest[len(keys) :]
-    chosen = methods.resolve(backend, q, values[0].shape[-1], len(keys) + 1, degree)
+    ordered = causal or bool(widths)
+    chosen = methods.resolve(backend, q, values[0].shape[-1], len(keys) + 1, degree, ordered)
     methods.check_odd(q, keys, masks, number, degree, coefficients, causal, widths)
     out, lse = methods.polynomial(
         q, keys, values, masks, degree, coefficients, number, causal, widths, chosen

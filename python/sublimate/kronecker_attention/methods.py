@@ -29,10 +29,17 @@ def autocast(tensors: Sequence[Tensor]) -> list[Tensor]:
     return list(tensors)
 
 
-def resolve(backend: str | None, q: Tensor, width: int, order: int = 3, degree: int = 0) -> str:
+def resolve(
+    backend: str | None,
+    q: Tensor,
+    width: int,
+    order: int = 3,
+    degree: int = 0,
+    ordered: bool = False,
+) -> str:
     """The backend that runs, with the limits that depend on shapes and degrees."""
     chosen = _backends.resolve(FAMILY, backend, q)
-    why = ops.limits(chosen, (q.shape[-1], width), order, degree)
+    why = ops.limits(chosen, (q.shape[-1], width), order, degree, ordered)
     if not why:
         return chosen
     if (backend or _backends.get_backend()) == "auto":

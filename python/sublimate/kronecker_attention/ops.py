@@ -267,38 +267,43 @@ for _op in (
     torch.library.register_vmap(f"sublimate::{_op}", _refuse_vmap, lib=_library)
 
 
-def limits(backend: str, dims: tuple[int, int], order: int = 3, degree: int = 0) -> list[str]:
-    """Why a backend has no kernel for these head dimensions, this order or this degree; else []."""
+def polynomial_orders(backend: str, ordered: bool = False) -> range:
+    """Orders (key sets + 1) of a backend's polynomial; ``ordered``: as of ``limits``."""
+    if backend == "reference":
+        return range(3, 2**20)
+    return range(3, 4) if ordered else range(3, native.MAX_SETS + 2)
+
+
+def highest_degree(backend: str) -> int:
+    """The highest degree of a backend's polynomial."""
+    return {"cpu": native.MAX_DEGREE, "triton": 6}.get(backend, 16)
+
+
+def limits(
+    backend: str,
+    dims: tuple[int, int],
+    order: int = 3,
+    degree: int = 0,
+    ordered: bool = False,
+) -> list[str]:
+    """Why a backend has no kernel for these head dimensions, this order or this degree; else [].
+
+    Args:
+        degree: of the polynomial, 0 for exact attention. ordered: whether rows differ in the keys
+            that they may read, by causality or a window.
+    """
     if backend == "reference":
         return []
     found = [
         f"head dimensions of at most {LONGEST_HEAD}, got {d}" for d in dims if d > LONGEST_HEAD
     ]
-    if degree == 0 and order == 3:
-        return found
-    if order not in polynomial_orders(backend):
-        found.append(f"orders {', '.join(map(str, polynomial_orders(backend)))}, got {order}")
+    orders = polynomial_orders(backend, ordered)
+    if order not in orders:
+        where = " with causality or a window" if ordered else ""
+        found.append(f"orders {orders.start} to {orders.stop - 1}{where}, got {order}")
     if degree > highest_degree(backend):
         found.append(f"degrees up to {highest_degree(backend)}, got {degree}")
     return found
-
-
-def polynomial_orders(backend: str) -> tuple[int, ...]:
-    """Orders (key sets + 1) of a compiled backend's polynomial kernels."""
-    if backend == "triton":
-        from ..kernels.kronecker_attention import configs
-
-        return configs.POLYNOMIAL_ORDERS
-    return native.POLYNOMIAL_ORDERS
-
-
-def highest_degree(backend: str) -> int:
-    """The highest degree of a backend's polynomial."""
-    if backend == "triton":
-        from ..kernels.kronecker_attention import configs
-
-        return configs.HIGHEST_DEGREE
-    return native.HIGHEST_DEGREE if backend == "cpu" else 16
 
 
 _backends.register_family("kronecker_attention", tuple(_native.DTYPES))
