@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .tiles import (
-    allowed_columns,
+    both_allowed,
     fold,
     load_columns,
     load_tile,
@@ -28,6 +28,50 @@ from .tiles import (
     store_tile,
     wide,
 )
+
+
+@triton.jit
+def _stream(u, y, sums, r0, edge, key, value, left, q_ptr, dout_ptr, lse_ptr, delta_ptr, coefficients_ptr,
+            q_h, q_n, dout_h, dout_n, base, at, n, i_high, group, k, window2, KIND: tl.constexpr,
+            FUNCTION: tl.constexpr, DEGREE: tl.constexpr, LIMIT2: tl.constexpr,
+            D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
+            BM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+            ACC: tl.constexpr):  # fmt: skip
+    """Adds the rows r0 .. r0 + BM to U, Y and, for strassen, the sums of dS over the rows.
+
+    edge: not every row may read every key of the tile. The transposes of dS and W: [BN, BM].
+    """
+    row = r0 + tl.arange(0, BM)
+    i, head = row // group, (row % group).to(tl.int64)
+    inside = i < i_high
+    q_at = head * q_h + i.to(tl.int64) * q_n
+    q = load_tile(q_ptr, q_at, inside, D, BD).to(OPERAND)
+    dout_at = head * dout_h + i.to(tl.int64) * dout_n
+    dout = load_tile(dout_ptr, dout_at, inside, DV, BDV).to(OPERAND)
+    each = base + head * n + i
+    delta = tl.load(delta_ptr + each, mask=inside, other=0.0)
+    s = product(key, tl.trans(q), ACC, PRECISION)
+    if KIND == "strassen":
+        s += left[:, None]
+    ds = product(value, tl.trans(dout), ACC, PRECISION) - delta[None, :]
+    if FUNCTION == "softmax":
+        lse = tl.load(lse_ptr + each, mask=inside, other=float("inf"))
+        lse = tl.where(lse == float("-inf"), float("inf"), lse)
+        weight = tl.exp2(s - (lse * 1.4426950408889634)[None, :])
+        ds *= weight
+    else:
+        from_ = at + head * (DEGREE + 1)
+        weight = polynomial(s, coefficients_ptr, from_, inside, 1, DEGREE, ACC)
+        ds *= slope(s, coefficients_ptr, from_, inside, 1, DEGREE, ACC)
+    if edge:
+        both = both_allowed(inside[None, :], i[None, :], k[:, None], window2, LIMIT2)
+        weight = tl.where(both, weight, 0.0)
+        ds = tl.where(both, ds, 0.0)
+    y = product_plus(weight.to(OPERAND), dout, y, ACC, PRECISION)
+    u = product_plus(ds.to(OPERAND), q, u, ACC, PRECISION)
+    if KIND == "strassen":
+        sums += tl.sum(ds, axis=1)
+    return u, y, sums
 
 
 @triton.jit(do_not_specialize=["n", "m1", "m2", "window1", "window2", "near"])
@@ -92,7 +136,9 @@ def key_kernel(
     for tile in range(share2, tl.cdiv(m2, BN), shares2):
         k0 = tile * BN
         k = k0 + tl.arange(0, BN)
-        keep = load_columns(mask2_ptr, b * m2, k, m2, mask2_ptr is not None)
+        exists = k < m2
+        second_at = second_out + k
+        keep, k = load_columns(mask2_ptr, b * m2, k, m2)
         k2 = load_tile(k2_ptr, k.to(tl.int64) * k2_n, keep, D, BD)
         v2 = load_tile(v2_ptr, k.to(tl.int64) * v2_n, keep, DV, BDV)
         dk2 = tl.zeros([BN, BD], ACC)
@@ -122,54 +168,29 @@ def key_kernel(
             if i_low < i_high:
                 k1 = load_vector(k1_ptr + tl.cast(j, tl.int64) * k1_n, D, BD, ACC)
                 v1 = load_vector(v1_ptr + tl.cast(j, tl.int64) * v1_n, DV, BDV, ACC)
+                left = tl.zeros([BN], ACC)
+                sums = tl.zeros([BN], ACC)
                 if KIND == "trilinear":
                     key = fold(k2, k1 * scale2, KIND, ACC).to(OPERAND)
                 else:
                     key = (fold(k2, k1, KIND, ACC) * scale2).to(OPERAND)
                     left = rest(k2, k1, ACC) * scale2
-                    sums = tl.zeros([BN], ACC)
                 value = fold(v2, v1, "trilinear", ACC).to(OPERAND)
                 u = tl.zeros([BN, BD], ACC)
                 y = tl.zeros([BN, BDV], ACC)
                 for r0 in range(i_low * group, i_high * group, BM):
-                    row = r0 + tl.arange(0, BM)
-                    i, head = row // group, row % group
-                    inside = i < i_high
-                    q_at = head * q_h + i.to(tl.int64) * q_n
-                    q = load_tile(q_ptr, q_at, inside, D, BD).to(OPERAND)
-                    dout_at = head * dout_h + i.to(tl.int64) * dout_n
-                    dout = load_tile(dout_ptr, dout_at, inside, DV, BDV).to(OPERAND)
-                    each = base + head.to(tl.int64) * n + i
-                    delta = tl.load(delta_ptr + each, mask=inside, other=0.0)
-                    s = product(key, tl.trans(q), ACC, PRECISION)  # [BN, BM]
-                    if KIND == "strassen":
-                        s += left[:, None]
-                    ds = product(value, tl.trans(dout), ACC, PRECISION) - delta[None, :]
-                    if FUNCTION == "softmax":
-                        lse = tl.load(lse_ptr + each, mask=inside, other=float("inf"))
-                        lse = tl.where(lse == float("-inf"), float("inf"), lse)
-                        weight = tl.exp2(s - (lse * 1.4426950408889634)[None, :])
-                        ds *= weight
-                    else:
-                        from_ = at + head * (DEGREE + 1)
-                        weight = polynomial(s, coefficients_ptr, from_, inside, 1, DEGREE, ACC)
-                        ds *= slope(s, coefficients_ptr, from_, inside, 1, DEGREE, ACC)
                     edge = k0 + BN > m2
                     if mask2_ptr is not None:
                         edge = tl.full([], 1, tl.int1)
                     if LIMIT2:
                         past = (r0 + BM - 1) // group
                         edge = edge | (k0 + BN - 1 > r0 // group) | (k0 <= past - window2)
-                    if edge:
-                        both = allowed_columns(
-                            i[None, :], k[:, None], m2, keep[:, None], window2, LIMIT2
-                        )
-                        weight = tl.where(both, weight, 0.0)
-                        ds = tl.where(both, ds, 0.0)
-                    y = product_plus(weight.to(OPERAND), dout, y, ACC, PRECISION)
-                    u = product_plus(ds.to(OPERAND), q, u, ACC, PRECISION)
-                    if KIND == "strassen":
-                        sums += tl.sum(ds, axis=1)
+                    u, y, sums = _stream(
+                        u, y, sums, r0, edge, key, value, left, q_ptr, dout_ptr, lse_ptr,
+                        delta_ptr, coefficients_ptr, q_h, q_n, dout_h, dout_n, base, at, n, i_high,
+                        group, k, window2, KIND, FUNCTION, DEGREE, LIMIT2, D, DV, BD, BDV, BM,
+                        OPERAND, PRECISION, ACC,
+                    )  # fmt: skip
                 dv2 += y * v1[None, :]
                 if KIND == "trilinear":
                     dk2 += u * k1[None, :]
@@ -187,7 +208,6 @@ def key_kernel(
                 tl.debug_barrier()
                 tl.store(dk1_at, dk1, mask=d < D)
                 tl.store(dv1_at, dv1, mask=dv < DV)
-        inside = k < m2
-        store_tile(dk2_ptr, (second_out + k) * D, inside, dk2 * scale, D, BD)
-        store_tile(dv2_ptr, (second_out + k) * DV, inside, dv2, DV, BDV)
+        store_tile(dk2_ptr, second_at * D, exists, dk2 * scale, D, BD)
+        store_tile(dv2_ptr, second_at * DV, exists, dv2, DV, BDV)
         tl.debug_barrier()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,33 +42,33 @@ class Config:
 
 
 # By the bytes of an operand and the padded head dimension (the larger of D's and Dv's).
-# 2: tensor cores. 4, 8: multiplied one by one from registers, or on fp32's tensor cores: small.
-FORWARD = {
-    2: {16: Config(128, 64, 4), 32: Config(128, 64, 4), 64: Config(128, 64, 8),
-        128: Config(128, 64, 8)},
+# 2: tensor cores; what limits a tile is registers: two sums of a row tile (query, forward), four of a
+# key tile (key). 4, 8: IEEE products from registers (or TF32, polynomial), small tiles.
+_SMALL = {
     4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 4),
-        128: Config(32, 32, 8)},
-    8: {16: Config(16, 16, 4), 32: Config(16, 16, 4), 64: Config(16, 16, 4),
+        128: Config(32, 16, 8)},
+    8: {16: Config(16, 16, 8), 32: Config(16, 16, 8), 64: Config(16, 16, 8),
         128: Config(16, 16, 8)},
 }  # fmt: skip
-QUERY = FORWARD
-KEY = {
+_ROWS = {16: Config(64, 64, 4), 32: Config(64, 64, 4), 64: Config(128, 64, 8),
+         128: Config(64, 64, 8)}  # fmt: skip
+_KEY = {
     2: {16: Config(64, 64, 4, 2), 32: Config(64, 64, 4, 2), 64: Config(64, 64, 8, 2),
-        128: Config(64, 64, 8, 2)},
-    4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 4),
-        128: Config(16, 32, 8)},
-    8: {16: Config(16, 16, 4), 32: Config(16, 16, 4), 64: Config(16, 16, 4),
-        128: Config(16, 16, 8)},
+        128: Config(64, 32, 8, 2)},
+    4: {**_SMALL[4], 64: Config(32, 16, 4)},
+    8: dict.fromkeys((16, 32, 64, 128), Config(16, 8, 8)),
 }  # fmt: skip
-# Tiles of features are fp32 (fp64): by the bytes of what is computed.
-FEATURES = {
-    4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 4),
-        128: Config(32, 32, 8)},
-    8: {16: Config(16, 16, 4), 32: Config(16, 16, 4), 64: Config(16, 16, 4),
-        128: Config(16, 16, 8)},
-}  # fmt: skip
-TABLES = {"forward": FORWARD, "query": QUERY, "key": KEY, "features": FEATURES}
-TABLES_HIP = TABLES
+_FEATURES = {4: {**_SMALL[4], 64: Config(32, 16, 4)}, 8: _SMALL[8]}
+#: "forward" and "query" hold rows, "key" keys of the second set, "features" rows or monomials, in
+#: tiles of what is computed (fp32, fp64).
+TABLES = {"forward": {**_SMALL, 2: _ROWS}, "query": {**_SMALL, 2: _ROWS}, "key": _KEY,
+          "features": _FEATURES}  # fmt: skip
+# AMD keeps a comparison of 64 lanes in two scalar registers: few pairs a lane, or they run out.
+_HIP = {size: dict.fromkeys((16, 32, 64, 128), Config(16, 32 if size == 2 else 16, 4))
+        for size in (2, 4, 8)}  # fmt: skip
+_HIP_KEY = {**_HIP, 2: {**_HIP[2], 16: Config(16, 16, 4)},
+            4: dict.fromkeys((16, 32, 64, 128), Config(16, 16, 2))}  # fmt: skip
+TABLES_HIP = {"forward": _HIP, "query": _HIP, "key": _HIP_KEY, "features": _HIP}
 #: Rows at once in the kernel of norms.
 NORM_ROWS = 32
 
@@ -85,7 +85,7 @@ def config(kernel: str, itemsize: int, d: int, dv: int, hip: bool) -> Config:
 
 def narrow(config: Config, itemsize: int) -> Config:
     """The same with few rows: for a window of few keys beside the positions of a tile."""
-    return Config(32 if itemsize == 2 else 16, config.bn, 4, config.stages)
+    return replace(config, bm=min(config.bm, 32 if itemsize == 2 else 16))
 
 
 def operand(dtype: torch.dtype, polynomial: bool) -> tuple[Any, int, str]:
@@ -129,9 +129,12 @@ _SIZES = {"n": "i32", "m1": "i32", "m2": "i32", "heads": "i32", "group": "i32", 
           "window2": "i32", "near": "i32", "shares1": "i32", "shares2": "i32", "length": "i32",
           "rank": "i32", "segments": "i32", "scale_high": "fp32", "scale_low": "fp32"}  # fmt: skip
 
+_TORCH = {"fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16,
+          "bf16": torch.bfloat16}  # fmt: skip
+
 
 def _case(kernel: Any, name: str, dtype: str, pointers: dict[str, str], constants: dict[str, Any],
-          launch: Config, common: bool) -> Case:  # fmt: skip
+          launch: Config, common: bool, hip: bool) -> Case:  # fmt: skip
     """Of a kernel whose strides are those of usual shapes: multiples of 16."""
     acc = "*fp64" if dtype == "fp64" else "*fp32"
     types = {"T": "*" + dtype, "A": acc}
@@ -140,7 +143,7 @@ def _case(kernel: Any, name: str, dtype: str, pointers: dict[str, str], constant
     found |= {x: "i64" if x[-2:] == "_b" else "i32" for x in strides}
     found |= {key: kind for key, kind in _SIZES.items() if key in kernel.arg_names}
     return Case(
-        name=f"{name}-{dtype}",
+        name=f"{name}-{dtype}{HIP if hip else ''}",
         kernel=kernel,
         signature=found,
         constexprs={**constants, "ACC": tl.float64 if dtype == "fp64" else tl.float32},
@@ -163,13 +166,10 @@ def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
         "key": {"dout_ptr": "T", "delta_ptr": "A", "dk1_ptr": "A", "dk2_ptr": "A", "dv1_ptr": "A",
                 "dv2_ptr": "A"},
     }  # fmt: skip
-    masks = {"mask1_ptr": "*i1", "mask2_ptr": "*i1"}
-    torch_type = getattr(torch, {"fp32": "float32", "fp64": "float64", "fp16": "float16"}.get(
-        dtype, "bfloat16"))  # fmt: skip
-
+    masks = {"mask1_ptr": "*i32", "mask2_ptr": "*i32"}
     def case(name: str, d: int, mode: str, common: bool) -> Case:
         polynomial = mode.startswith("polynomial")
-        kind, size, precision = operand(torch_type, polynomial)
+        kind, size, precision = operand(_TORCH[dtype], polynomial)
         tile = config(name, size, d, d, hip)
         if mode == "narrow":
             tile = narrow(tile, size)
@@ -197,8 +197,7 @@ def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
         if name == "forward":
             constants["LIMIT_BOUND"] = BOUND
         full = f"{name}-d{d}-{mode}"
-        return _case(kernels[name], full, dtype + (HIP if hip else ""), pointers, constants, tile,
-                     common)  # fmt: skip
+        return _case(kernels[name], full, dtype, pointers, constants, tile, common, hip)
 
     for name in kernels:
         for d in (16, 32, 64, 128):
@@ -210,3 +209,44 @@ def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
             yield case(name, d, "polynomial-near", d == 128)
         if name != "key":
             yield case(name, 128, "narrow", False)
+
+
+def _feature_cases(dtype: str, hip: bool) -> Iterator[Case]:
+    from . import features, rows
+
+    inputs = {"x_ptr": "T", "index_ptr": "*i32", "sums_ptr": "A", "ones_ptr": "A"}
+    query = {"weight_ptr": "A", "one_ptr": "A"}
+    _, size, precision = operand(_TORCH[dtype], True)
+    for d, degree in ((16, 3), (64, 2), (128, 2)):
+        tile = config("features", size, d, d, hip)
+        constants = {"DEGREE": degree, "D": d, "DV": d, "BDV": padded(d), "BM": tile.bm,
+                     "BA": tile.bn, "PRECISION": precision}  # fmt: skip
+        for kernel, name, pointers, more in (
+            (features.moment_kernel, "moment", {"v_ptr": "A", **query}, {}),
+            (features.moment_kernel, "moment-keys", {"v_ptr": "T", "keep_ptr": "*i32"}, {}),
+            (features.evaluate_kernel, "evaluate",
+             {"weight_ptr": "A", "out_ptr": "A", "total_ptr": "A"}, {}),
+            (features.gradient_kernel, "gradient", {"v_ptr": "A", "dx_ptr": "T", **query},
+             {"BD": padded(d)}),
+            (features.gradient_kernel, "gradient-keys",
+             {"v_ptr": "T", "dx_ptr": "T", "keep_ptr": "*i32"}, {"BD": padded(d)}),
+        ):  # fmt: skip
+            yield _case(kernel, f"{name}-d{d}-g{degree}", dtype, {**inputs, **pointers},
+                        {**constants, **more}, tile, d == 64 and "keys" not in name,
+                        hip)  # fmt: skip
+    yield _case(rows.norm_kernel, "norm-d128", dtype, {"x_ptr": "T", "norm_ptr": "A"},
+                {"D": 128, "BD": 128, "ROWS": NORM_ROWS}, Config(0, 0, 4), True, hip)  # fmt: skip
+
+
+def aot_cases() -> list[Case]:
+    """Every kernel x dtype x launch; ``common`` marks the subset for every target.
+
+    Names that end in ``HIP`` are launches on AMD.
+    """
+    return [
+        case
+        for dtype in DTYPES
+        for hip in (False, True)
+        for part in (_attention_cases, _feature_cases)
+        for case in part(dtype, hip)
+    ]

@@ -49,7 +49,7 @@ def moment_kernel(
     x_ptr,  # (B, H, N, D)
     v_ptr,  # (B, H, N, Dv)
     one_ptr,  # (B, H, N) ACC, or None for ones
-    keep_ptr,  # (B, N) bool, or None
+    keep_ptr,  # (B, N) int32, or None
     weight_ptr,  # (B, H, rank) ACC, or None for ones
     index_ptr,  # (DEGREE, rank) int32
     sums_ptr,  # (segments, B, H / group, rank, Dv) ACC
@@ -151,7 +151,7 @@ def gradient_kernel(
     x_ptr,  # (B, H, N, D)
     v_ptr,  # (B, H, N, Dv): gradient of the numerator, or values
     one_ptr,  # (B, H, N) ACC: gradient of the denominator, or None for ones
-    keep_ptr,  # (B, N) bool, or None
+    keep_ptr,  # (B, N) int32, or None
     weight_ptr,
     index_ptr,
     sums_ptr,  # (segments, B, H / group, rank, Dv) ACC

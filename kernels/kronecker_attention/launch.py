@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ENDLESS = 2**30
 _LOG2E = 1.4426950408889634
 #: What a kernel's 32-bit positions and grid can count.
-_MOST = 2**31 - 2**16
+_MOST = 2**30
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Pairs:
     def arguments(self) -> dict[str, Any]:
         """Arguments of every kernel of attention that follow from the pairs."""
         found: dict[str, Any] = {
-            "mask1_ptr": self.mask1,
-            "mask2_ptr": self.mask2,
+            "mask1_ptr": wider(self.mask1),
+            "mask2_ptr": wider(self.mask2),
             "m1": self.k1.shape[2],
             "m2": self.k2.shape[2],
             "heads": self.k1.shape[1],
@@ -87,6 +87,14 @@ def strided(name: str, x: Tensor) -> dict[str, Any]:
     """A tensor (B, H, N, D) and its strides, as the kernels name them."""
     strides = dict(zip((f"{name}_b", f"{name}_h", f"{name}_n"), x.stride()[:3], strict=True))
     return {f"{name}_ptr": x, **strides}
+
+
+def wider(mask: Tensor | None) -> Tensor | None:
+    """A mask as int32: where operands of a product in fp64 depend on a load of 8 bits, Triton 3.7
+    picks a layout for it that it cannot lower."""
+    import torch
+
+    return None if mask is None else mask.to(torch.int32)
 
 
 def in_two(scale: float) -> dict[str, float]:
@@ -120,7 +128,8 @@ def _tile(kernel: str, size: int, pairs: Pairs, group: int) -> configs.Config:
     found = configs.config(
         kernel, size, pairs.k1.shape[3], pairs.v1.shape[3], _on_hip(pairs.k1)
     )  # fmt: skip
-    if 0 < pairs.window1 < triton.cdiv(found.bm, 2 * group):
+    masked = pairs.mask1 is not None or pairs.mask2 is not None
+    if (masked and found.warps == 8) or 0 < pairs.window1 < triton.cdiv(found.bm, 2 * group):
         return configs.narrow(found, size)
     return found
 
@@ -246,7 +255,7 @@ def moments(x: Tensor, v: Tensor, one: Tensor | None, keep: Tensor | None, weigh
     acc, dv, rank = _torch_accumulator(x), v.shape[3], of.index.shape[1]
     shape = (of.segments, x.shape[0], x.shape[1] // group, rank)
     sums, ones = x.new_empty((*shape, dv), dtype=acc), x.new_empty(shape, dtype=acc)
-    arguments = {**strided("v", v), "one_ptr": one, "keep_ptr": keep, "weight_ptr": weight,
+    arguments = {**strided("v", v), "one_ptr": one, "keep_ptr": wider(keep), "weight_ptr": weight,
                  "sums_ptr": sums, "ones_ptr": ones, "segments": of.segments}  # fmt: skip
     programs = of.segments * shape[1] * shape[2]
     _features(features.moment_kernel, lambda c: programs * triton.cdiv(rank, c.bn), x, dv, group,
@@ -270,7 +279,7 @@ def evaluate(x: Tensor, weight: Tensor | None, sums: Tensor, ones: Tensor | None
 def gradient(x: Tensor, v: Tensor, one: Tensor | None, keep: Tensor | None, weight: Tensor | None,
              sums: Tensor, ones: Tensor, group: int, of: Monomials, dx: Tensor) -> None:  # fmt: skip
     """Gradient of x, where a feature's gradient is v . sums + one ones."""
-    arguments = {**strided("v", v), **strided("dx", dx), "one_ptr": one, "keep_ptr": keep,
+    arguments = {**strided("v", v), **strided("dx", dx), "one_ptr": one, "keep_ptr": wider(keep),
                  "weight_ptr": weight, "sums_ptr": sums, "ones_ptr": ones,
                  "BD": configs.padded(x.shape[3])}  # fmt: skip
     _features(features.gradient_kernel, _row_grid(x, group), x, v.shape[3], group, of, arguments)

@@ -11,15 +11,15 @@ import triton
 import triton.language as tl
 
 from .tiles import (
-    allowed_columns,
+    both_allowed,
     fold,
     load_columns,
     load_tile,
     load_vector,
     polynomial,
     product,
-    product_plus,
     rest,
+    seen_rows,
     slope,
     store_tile,
     wide,
@@ -51,6 +51,97 @@ def _range(first, last, m, window, LIMIT: tl.constexpr):
     return low, high
 
 
+@triton.jit
+def _attend(acc, total, top, j, q, k2, v2, k1_ptr, v1_ptr, mask1_ptr, coefficients_ptr, at, k1_n,
+            v1_n, scale, b, i, k, inside, m1, window1, window2, KIND: tl.constexpr,
+            FUNCTION: tl.constexpr, ONLINE: tl.constexpr, EDGE: tl.constexpr, DEGREE: tl.constexpr,
+            LIMIT1: tl.constexpr, LIMIT2: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+            BD: tl.constexpr, BDV: tl.constexpr, BM: tl.constexpr, OPERAND: tl.constexpr,
+            PRECISION: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Adds the pairs of key j with a tile of k; EDGE: not every row may read every one of them."""
+    k1 = load_vector(k1_ptr + tl.cast(j, tl.int64) * k1_n, D, BD, ACC)
+    v1 = load_vector(v1_ptr + tl.cast(j, tl.int64) * v1_n, DV, BDV, ACC)
+    if KIND == "trilinear":
+        s = product(fold(q, k1 * scale, KIND, ACC).to(OPERAND), tl.trans(k2), ACC, PRECISION)
+    else:
+        s = product((fold(q, k1, KIND, ACC) * scale).to(OPERAND), tl.trans(k2), ACC, PRECISION)
+        s += (rest(q, k1, ACC) * scale)[:, None]
+    if EDGE:
+        seen = seen_rows(mask1_ptr, b * m1, j, i, window1, LIMIT1)
+        both = both_allowed(seen[:, None], i[:, None], k[None, :], window2, LIMIT2)
+    if FUNCTION == "softmax":
+        if EDGE:
+            s = tl.where(both, s, float("-inf"))
+        if ONLINE:
+            higher = tl.maximum(top, tl.max(s, axis=1))
+            # Nothing allowed yet: exp(-inf - 0) is 0, where -inf - -inf is no number.
+            shift = tl.where(higher == float("-inf"), 0.0, higher) if EDGE else higher
+            shrink = tl.exp2(top - shift)
+            acc *= shrink[:, None]
+            total *= shrink
+            s -= shift[:, None]
+            top = higher
+        weight = tl.exp2(s)
+    else:
+        weight = polynomial(s, coefficients_ptr, at, inside, 0, DEGREE, ACC)
+        if EDGE:
+            weight = tl.where(both, weight, 0.0)
+    total += tl.sum(weight, axis=1)
+    step = product(weight.to(OPERAND), v2, ACC, PRECISION) * v1[None, :]
+    if EDGE:  # 0 times what is not read may be NaN
+        step = tl.where(seen[:, None], step, 0.0)
+    return acc + step, total, top
+
+
+@triton.jit
+def _sweep(acc, total, top, q, k1_ptr, k2_ptr, v1_ptr, v2_ptr, mask1_ptr, mask2_ptr,
+           coefficients_ptr, at, k1_n, k2_n, v1_n, v2_n, scale, b, i, inside, first, last, m1, m2,
+           window1, window2, near, KIND: tl.constexpr, FUNCTION: tl.constexpr,
+           ONLINE: tl.constexpr, DEGREE: tl.constexpr, LIMIT1: tl.constexpr, LIMIT2: tl.constexpr,
+           NEAR: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr,
+           BDV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, OPERAND: tl.constexpr,
+           PRECISION: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """All pairs that the rows may read: for a tile of k first the keys j that all rows may pair
+    with all of it, then those before and after them."""
+    j_low, j_high = _range(first, last, m1, window1, LIMIT1)
+    k_low, k_high = _range(first, last, m2, window2, LIMIT2)
+    segment = first // near * near if NEAR else first
+    for k0 in range(k_low // BN * BN, k_high, BN):
+        k = k0 + tl.arange(0, BN)
+        keep, k = load_columns(mask2_ptr, b * m2, k, m2)
+        k2 = load_tile(k2_ptr, k.to(tl.int64) * k2_n, keep, D, BD).to(OPERAND)
+        v2 = load_tile(v2_ptr, k.to(tl.int64) * v2_n, keep, DV, BDV).to(OPERAND)
+        begin = j_low
+        if NEAR:
+            begin = tl.where(k0 < segment, tl.maximum(j_low, segment), j_low)
+        inner_begin, inner_end = begin, j_high
+        if LIMIT1:
+            inner_begin = tl.maximum(begin, last - window1 + 1)
+            inner_end = tl.minimum(j_high, first + 1)
+        partly = k0 + BN > m2
+        if LIMIT2:
+            partly = partly | (k0 + BN - 1 > first) | (k0 <= last - window2)
+        if partly:
+            inner_end = inner_begin
+        if mask1_ptr is not None or mask2_ptr is not None:
+            inner_end = inner_begin
+        inside_count = tl.maximum(inner_end - inner_begin, 0)
+        for j in range(inner_begin, inner_begin + inside_count):
+            acc, total, top = _attend(
+                acc, total, top, j, q, k2, v2, k1_ptr, v1_ptr, mask1_ptr, coefficients_ptr, at,
+                k1_n, v1_n, scale, b, i, k, inside, m1, window1, window2, KIND, FUNCTION,
+                ONLINE, False, DEGREE, LIMIT1, LIMIT2, D, DV, BD, BDV, BM, OPERAND, PRECISION, ACC,
+            )  # fmt: skip
+        for t in range(begin, j_high - inside_count):
+            j = tl.where(t < inner_begin, t, t + inside_count)
+            acc, total, top = _attend(
+                acc, total, top, j, q, k2, v2, k1_ptr, v1_ptr, mask1_ptr, coefficients_ptr, at,
+                k1_n, v1_n, scale, b, i, k, inside, m1, window1, window2, KIND, FUNCTION,
+                ONLINE, True, DEGREE, LIMIT1, LIMIT2, D, DV, BD, BDV, BM, OPERAND, PRECISION, ACC,
+            )  # fmt: skip
+    return acc, total, top
+
+
 @triton.jit(do_not_specialize=["n", "m1", "m2", "window1", "window2", "near"])
 def forward_kernel(
     q_ptr,  # (B, Hq, N, D)
@@ -58,8 +149,8 @@ def forward_kernel(
     k2_ptr,  # (B, Hkv, M2, D)
     v1_ptr,  # (B, Hkv, M1, Dv)
     v2_ptr,  # (B, Hkv, M2, Dv)
-    mask1_ptr,  # (B, M1) bool, or None
-    mask2_ptr,  # (B, M2) bool, or None
+    mask1_ptr,  # (B, M1) int32, or None
+    mask2_ptr,  # (B, M2) int32, or None
     bound_ptr,  # (B, Hq, N) ACC: no logit of the row is larger; None: not known
     coefficients_ptr,  # (B, Hq, DEGREE + 1) ACC, or None
     out_ptr,  # (B, Hq, N, Dv)
@@ -107,72 +198,26 @@ def forward_kernel(
 
     acc = tl.zeros([BM, BDV], ACC)
     total = tl.zeros([BM], ACC)
+    top = tl.zeros([BM], ACC)
     online = FUNCTION == "softmax"
     if bound_ptr is not None:
         bound = tl.load(bound_ptr + each, mask=inside, other=0.0)
         # No maximum where exp(X) itself cannot overflow; a bound of NaN is none.
         online = tl.max((~(bound < LIMIT_BOUND)).to(tl.int32), axis=0) > 0
-    top = tl.zeros([BM], ACC)
     if online:
-        top = tl.full([BM], float("-inf"), ACC)
-
-    j_low, j_high = _range(first, last, m1, window1, LIMIT1)
-    k_low, k_high = _range(first, last, m2, window2, LIMIT2)
-    segment = first // near * near if NEAR else first
-    for k0 in range(k_low // BN * BN, k_high, BN):
-        k = k0 + tl.arange(0, BN)
-        keep = load_columns(mask2_ptr, b * m2, k, m2, mask2_ptr is not None)
-        k2 = load_tile(k2_ptr, k.to(tl.int64) * k2_n, keep, D, BD).to(OPERAND)
-        v2 = load_tile(v2_ptr, k.to(tl.int64) * v2_n, keep, DV, BDV).to(OPERAND)
-        partly = k0 + BN > m2
-        if mask2_ptr is not None:
-            partly = tl.full([], 1, tl.int1)
-        if LIMIT2:
-            partly = partly | (k0 + BN - 1 > first) | (k0 <= last - window2)
-        begin = j_low
-        if NEAR:
-            begin = tl.where(k0 < segment, tl.maximum(j_low, segment), j_low)
-        for j in range(begin, j_high):
-            k1 = load_vector(k1_ptr + tl.cast(j, tl.int64) * k1_n, D, BD, ACC)
-            v1 = load_vector(v1_ptr + tl.cast(j, tl.int64) * v1_n, DV, BDV, ACC)
-            if KIND == "trilinear":
-                s = product(fold(q, k1 * scale, KIND, ACC).to(OPERAND), tl.trans(k2), ACC, PRECISION)
-            else:
-                s = product((fold(q, k1, KIND, ACC) * scale).to(OPERAND), tl.trans(k2), ACC, PRECISION)
-                s += (rest(q, k1, ACC) * scale)[:, None]
-            edge = partly
-            seen = tl.full([BM], 1, tl.int1)
-            if LIMIT1:
-                edge = edge | (j > first) | (j <= last - window1)
-                seen = (j <= i) & (j > i - window1)
-            if mask1_ptr is not None:
-                kept = tl.load(mask1_ptr + b * m1 + j) != 0
-                edge = edge | ~kept
-                seen = seen & kept
-            if FUNCTION == "softmax":
-                if edge:
-                    both = allowed_columns(i[:, None], k[None, :], m2, keep[None, :], window2, LIMIT2)
-                    s = tl.where(both & seen[:, None], s, float("-inf"))
-                if online:
-                    higher = tl.maximum(top, tl.max(s, axis=1))
-                    # Nothing allowed yet: exp(-inf - 0) is 0, where -inf - -inf is no number.
-                    shift = tl.where(higher == float("-inf"), 0.0, higher)
-                    shrink = tl.exp2(top - shift)
-                    acc *= shrink[:, None]
-                    total *= shrink
-                    s -= shift[:, None]
-                    top = higher
-                weight = tl.exp2(s)
-            else:
-                weight = polynomial(s, coefficients_ptr, at, inside, 0, DEGREE, ACC)
-                if edge:
-                    both = allowed_columns(i[:, None], k[None, :], m2, keep[None, :], window2, LIMIT2)
-                    weight = tl.where(both & seen[:, None], weight, 0.0)
-            total += tl.sum(weight, axis=1)
-            step = product(weight.to(OPERAND), v2, ACC, PRECISION) * v1[None, :]
-            if edge:  # 0 times what is not read may be NaN
-                step = tl.where(seen[:, None], step, 0.0)
-            acc += step
+        acc, total, top = _sweep(
+            acc, total, tl.full([BM], float("-inf"), ACC), q, k1_ptr, k2_ptr, v1_ptr, v2_ptr,
+            mask1_ptr, mask2_ptr, coefficients_ptr, at, k1_n, k2_n, v1_n, v2_n, scale, b, i, inside,
+            first, last, m1, m2, window1, window2, near, KIND, FUNCTION, True, DEGREE, LIMIT1,
+            LIMIT2, NEAR, D, DV, BD, BDV, BM, BN, OPERAND, PRECISION, ACC,
+        )  # fmt: skip
+    else:
+        acc, total, top = _sweep(
+            acc, total, top, q, k1_ptr, k2_ptr, v1_ptr, v2_ptr,
+            mask1_ptr, mask2_ptr, coefficients_ptr, at, k1_n, k2_n, v1_n, v2_n, scale, b, i, inside,
+            first, last, m1, m2, window1, window2, near, KIND, FUNCTION, False, DEGREE, LIMIT1,
+            LIMIT2, NEAR, D, DV, BD, BDV, BM, BN, OPERAND, PRECISION, ACC,
+        )  # fmt: skip
     out_at = head * out_h + i.to(tl.int64) * out_n
     if FUNCTION == "softmax":
         empty = total == 0.0
@@ -253,11 +298,11 @@ def query_kernel(
     segment = first // near * near if NEAR else first
     for k0 in range(k_low // BN * BN, k_high, BN):
         k = k0 + tl.arange(0, BN)
-        keep = load_columns(mask2_ptr, b * m2, k, m2, mask2_ptr is not None)
+        keep, k = load_columns(mask2_ptr, b * m2, k, m2)
         k2 = load_tile(k2_ptr, k.to(tl.int64) * k2_n, keep, D, BD).to(OPERAND)
         v2 = load_tile(v2_ptr, k.to(tl.int64) * v2_n, keep, DV, BDV).to(OPERAND)
         partly = k0 + BN > m2
-        if mask2_ptr is not None:
+        if mask1_ptr is not None or mask2_ptr is not None:
             partly = tl.full([], 1, tl.int1)
         if LIMIT2:
             partly = partly | (k0 + BN - 1 > first) | (k0 <= last - window2)
@@ -279,17 +324,11 @@ def query_kernel(
             ds = product(fold(dout, v1, "trilinear", ACC).to(OPERAND), tl.trans(v2), ACC, PRECISION)
             ds = (ds - delta[:, None]) * weight
             edge = partly
-            seen = tl.full([BM], 1, tl.int1)
             if LIMIT1:
                 edge = edge | (j > first) | (j <= last - window1)
-                seen = (j <= i) & (j > i - window1)
-            if mask1_ptr is not None:
-                kept = tl.load(mask1_ptr + b * m1 + j) != 0
-                edge = edge | ~kept
-                seen = seen & kept
+            seen = seen_rows(mask1_ptr, b * m1, j, i, window1, LIMIT1)
             if edge:
-                both = allowed_columns(i[:, None], k[None, :], m2, keep[None, :], window2, LIMIT2)
-                ds = tl.where(both & seen[:, None], ds, 0.0)
+                ds = tl.where(both_allowed(seen[:, None], i[:, None], k[None, :], window2, LIMIT2), ds, 0.0)
             step = product(ds.to(OPERAND), k2, ACC, PRECISION)
             if KIND == "trilinear":
                 step *= k1[None, :]

@@ -15,6 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+#: Position of a key that is not there: after every row.
+ABSENT = tl.constexpr(2**31 - 1)
+
 
 @triton.jit
 def wide(high, low, ACC: tl.constexpr):
@@ -91,18 +94,33 @@ def slope(x, coefficients_ptr, at, inside, AXIS: tl.constexpr, DEGREE: tl.conste
 
 
 @triton.jit
-def allowed_columns(i, k, m2, keep, window2, LIMIT2: tl.constexpr):
-    """Which of the keys k [.., BN] of the second set the positions i may read."""
-    found = (k < m2) & keep
-    if LIMIT2:
-        found = found & (k <= i) & (k > i - window2)
+def load_columns(mask2_ptr, at, k, m2):
+    """Whether key k [BN] of the second set exists and is not masked, and k, or ABSENT if not."""
+    found = k < m2
+    if mask2_ptr is not None:
+        found = found & (tl.load(mask2_ptr + at + k, mask=found, other=0) != 0)
+    return found, tl.where(found, k, ABSENT)
+
+
+@triton.jit
+def seen_rows(mask1_ptr, at, j, i, window1, LIMIT1: tl.constexpr):
+    """Whether the positions i [BM] may read key j of the first set."""
+    found = i == i
+    if LIMIT1:
+        found = (j <= i) & (j > i - window1)
+    if mask1_ptr is not None:
+        found = found & (tl.load(mask1_ptr + at + j) != 0)
     return found
 
 
 @triton.jit
-def load_columns(mask2_ptr, at, k, m2, MASK2: tl.constexpr):
-    """Whether key k [BN] of the second set exists and is not masked."""
-    found = k < m2
-    if MASK2:
-        found = found & (tl.load(mask2_ptr + at + k, mask=found, other=0) != 0)
+def both_allowed(seen, i, k, window2, LIMIT2: tl.constexpr):
+    """[BM, BN]: which keys k of ``load_columns`` the positions i may read, none where not seen.
+
+    seen, i: [BM, 1]. k: [1, BN]; or all of them turned, for the transpose. The comparisons depend
+    on j, so that they are not kept in registers for a whole sweep.
+    """
+    found = k <= tl.where(seen, i if LIMIT2 else ABSENT - 1, -1)
+    if LIMIT2:
+        found = found & (k > i - window2)
     return found

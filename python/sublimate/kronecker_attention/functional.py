@@ -102,6 +102,8 @@ def kronecker_attention(
     arguments.check_tolerance(tol)
     arguments.check_flags(causal=causal, return_lse=return_lse, return_info=return_info)
     number = arguments.check_scale(scale, q.shape[-1])
+    if return_info and torch.compiler.is_compiling():
+        raise _checks.fail_value("return_info", "False under torch.compile", True)
     if method == "exact" and degree is not None:
         raise _checks.fail_value("degree", 'None with method="exact"', degree)
     if method == "hybrid":
@@ -188,7 +190,7 @@ def _planned(
     bound, estimate = math.inf, None
     if costs or tol is not None:
         if torch.compiler.is_compiling():
-            raise _checks.fail_value("return_info", "False under torch.compile", True)
+            raise _checks.fail_value("tol", "None under torch.compile", tol)
         bound, estimate = _judge(q, keys, values, masks, g, kind, scale, causal, window)
     if tol is not None and estimate is not None and plan.ESTIMATE_FACTOR * estimate > tol:
         size = float(

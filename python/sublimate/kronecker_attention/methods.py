@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,15 @@ def resolve(backend: str | None, q: Tensor, width: int, order: int = 3, degree: 
     )
 
 
+def distinct(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """The tensors, each once: Dynamo takes none twice, as where keys are values. Views, no copy."""
+    found: list[Tensor | None] = []
+    for t in tensors:
+        again = t is not None and any(t is other for other in found)
+        found.append(t.view_as(t) if again and t is not None else t)
+    return found
+
+
 def _recorded(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -63,7 +73,8 @@ def exact(
         return reference.attention_any_order(
             q, keys, values, masks, scale=scale, causal=causal, window=window
         )
-    everything = (q, *keys, *values, *masks, scale, causal, window, backend)
+    tensors = distinct((q, *keys, *values, *masks))
+    everything = (*tensors, scale, causal, window, backend)
     if not _recorded(q, *keys, *values):
         out, lse = torch.ops.sublimate.kronecker_attention_fwd(*everything)
     else:
@@ -98,8 +109,9 @@ def _sums(
             q, list(keys), list(values), given, c, scale, causal, window, backend
         )
     else:
+        q, *rest = distinct((q, *keys, *values, *given))
         numerator, denominator = KroneckerPolynomial.apply(
-            q, c, len(keys), scale, causal, window, backend, *keys, *values, *given
+            q, c, len(keys), scale, causal, window, backend, *rest
         )
     return numerator, denominator
 

@@ -346,8 +346,14 @@ def rank(dim: int, degree: int) -> int:
     return math.comb(dim + degree, degree)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _tree(dim: int, degree: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """``_cached_tree``, of which Dynamo takes the result and traces nothing."""
+    return _cached_tree(dim, degree)
+
+
+@functools.cache
+def _cached_tree(dim: int, degree: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     """For each degree from 1 on: the parent of each monomial among those one degree lower, and the
     variable that it is multiplied by, not before the parent's last."""
     levels, lasts = [], [0]
@@ -369,8 +375,13 @@ def monomials(x: Tensor, degree: int) -> Tensor:
     return torch.cat(found, -1)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _multinomial_list(dim: int, degree: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    return _cached_multinomials(dim, degree)
+
+
+@functools.cache
+def _cached_multinomials(dim: int, degree: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
     weights, degrees = [], []
     for j in range(degree + 1):
         for alpha in itertools.combinations_with_replacement(range(dim), j):
