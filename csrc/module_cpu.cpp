@@ -8,6 +8,7 @@
 #include "common/error.h"
 #include "common/isa.h"
 #include "fewbit/bind.h"
+#include "kronecker_attention/bind.h"
 #include "multicut/bind.h"
 #include "multicut/graph.h"
 #include "path_integral/bind.h"
@@ -25,8 +26,11 @@ SUBLIMATE_DECLARE_PATH_INTEGRAL(v4)
 SUBLIMATE_DECLARE_RANDOMIZED_LINEAR(v4)
 #endif
 
+SUBLIMATE_DECLARE_KRONECKER_ATTENTION(base)
 SUBLIMATE_DECLARE_MULTICUT(base)
 #if defined(SUBLIMATE_MULTIVERSION)
+SUBLIMATE_DECLARE_KRONECKER_ATTENTION(v3)
+SUBLIMATE_DECLARE_KRONECKER_ATTENTION(v4)
 SUBLIMATE_DECLARE_MULTICUT(v3)
 SUBLIMATE_DECLARE_MULTICUT(v4)
 #endif
@@ -72,6 +76,24 @@ Target cpu_target(Isa isa) {
 }
 
 }  // namespace fewbit
+
+namespace kronecker_attention {
+
+#define SUBLIMATE_KRONECKER_ATTENTION_TARGET(level)                                            \
+  Target {                                                                                     \
+    level::attention, level::attention_backward, level::polynomial, level::polynomial_backward \
+  }
+
+Target cpu_target(Isa isa) {
+#if defined(SUBLIMATE_MULTIVERSION)
+  if (isa == Isa::v4) return SUBLIMATE_KRONECKER_ATTENTION_TARGET(v4);
+  if (isa == Isa::v3) return SUBLIMATE_KRONECKER_ATTENTION_TARGET(v3);
+#endif
+  (void)isa;
+  return SUBLIMATE_KRONECKER_ATTENTION_TARGET(base);
+}
+
+}  // namespace kronecker_attention
 
 namespace multicut {
 
@@ -131,6 +153,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("isa") = sublimate::isa_name(isa);
   m.def("error_text", &sublimate::status_text);
   sublimate::fewbit::bind(m, sublimate::fewbit::cpu_target(isa));
+  sublimate::kronecker_attention::bind(m, sublimate::kronecker_attention::cpu_target(isa));
   sublimate::multicut::bind(m, sublimate::multicut::cpu_target(isa));
   sublimate::multicut::bind_graph(m);
   sublimate::path_integral::bind(m, sublimate::path_integral::cpu_target(isa));

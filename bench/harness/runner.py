@@ -16,7 +16,7 @@ from .case import Case, Forward, Provider, Unavailable
 from .record import Row
 
 #: Families that have cases, ``bench.<family>.cases.cases(quick)``.
-FAMILIES = ("fewbit", "multicut", "path_integral", "randomized_linear")
+FAMILIES = ("fewbit", "kronecker_attention", "multicut", "path_integral", "randomized_linear")
 
 
 def collect(families: tuple[str, ...], pattern: str, quick: bool) -> list[Case]:

@@ -24,7 +24,7 @@ from .. import _backends
 from .._parity import Case, Measurement
 
 #: Families that can be checked, in the order of the table.
-FAMILIES = ("fewbit", "multicut", "path_integral", "randomized_linear")
+FAMILIES = ("fewbit", "kronecker_attention", "multicut", "path_integral", "randomized_linear")
 _WIDTH = 140  # columns of the whole table
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

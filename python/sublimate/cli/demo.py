@@ -25,7 +25,7 @@ from .. import _info
 from .._report import MissingExtra, Result, Section, Settings
 
 #: Families with a section, in the order of the report.
-FAMILIES = ("fewbit", "multicut", "randomized_linear")
+FAMILIES = ("fewbit", "kronecker_attention", "multicut", "randomized_linear")
 _TEMPLATE = "report.html.j2"
 #: Packages whose name is not that of their module.
 _PACKAGES = {"sklearn": "scikit-learn", "skimage": "scikit-image"}

@@ -1,7 +1,7 @@
 """Coefficients of the polynomial that stands for the exponential. Imports torch alone.
 
-Taylor: sum_j x^j / j!, even degrees positive everywhere. Hermite: the least-squares fit of exp under
-logits ~ N(0, sigma^2), sum_j sigma^j / j! He_j(x / sigma) up to a factor that cancels in the
+Taylor: sum_j x^j / j!, even degrees positive everywhere. Hermite: the least-squares fit of exp
+under logits ~ N(0, sigma^2), sum_j sigma^j / j! He_j(x / sigma) up to a factor that cancels in the
 softmax; sigma per head from second moments. Both have the derivative p_g' = p_{g-1}.
 """
 

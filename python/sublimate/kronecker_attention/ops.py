@@ -267,25 +267,42 @@ for _op in (
     torch.library.register_vmap(f"sublimate::{_op}", _refuse_vmap, lib=_library)
 
 
-def limits(backend: str, dims: tuple[int, int], order: int = 3, degree: int = 0) -> list[str]:
-    """Why a backend has no kernel for these head dimensions, this order or this degree; else []."""
+def polynomial_orders(backend: str, ordered: bool = False) -> range:
+    """Orders (key sets + 1) of a backend's polynomial; ``ordered``: as of ``limits``."""
+    if backend == "reference":
+        return range(3, 2**20)
+    return range(3, 4) if ordered else range(3, native.MAX_SETS + 2)
+
+
+def highest_degree(backend: str) -> int:
+    """The highest degree of a backend's polynomial."""
+    return {"cpu": native.MAX_DEGREE, "triton": 6}.get(backend, 16)
+
+
+def limits(
+    backend: str,
+    dims: tuple[int, int],
+    order: int = 3,
+    degree: int = 0,
+    ordered: bool = False,
+) -> list[str]:
+    """Why a backend has no kernel for these head dimensions, this order or this degree; else [].
+
+    Args:
+        degree: of the polynomial, 0 for exact attention. ordered: whether rows differ in the keys
+            that they may read, by causality or a window.
+    """
     if backend == "reference":
         return []
     found = [
         f"head dimensions of at most {LONGEST_HEAD}, got {d}" for d in dims if d > LONGEST_HEAD
     ]
-    if degree == 0 and order == 3:
-        return found
-    if backend == "triton":
-        from ..kernels.kronecker_attention import configs
-
-        orders, highest = configs.POLYNOMIAL_ORDERS, configs.HIGHEST_DEGREE
-    else:
-        orders, highest = native.POLYNOMIAL_ORDERS, native.HIGHEST_DEGREE
+    orders = polynomial_orders(backend, ordered)
     if order not in orders:
-        found.append(f"orders {', '.join(map(str, orders))}, got {order}")
-    if degree > highest:
-        found.append(f"degrees up to {highest}, got {degree}")
+        where = " with causality or a window" if ordered else ""
+        found.append(f"orders {orders.start} to {orders.stop - 1}{where}, got {order}")
+    if degree > highest_degree(backend):
+        found.append(f"degrees up to {highest_degree(backend)}, got {degree}")
     return found
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import certificate, reference
+from . import bounds, reference
 from . import coefficients as polynomials
 
 Masks = Sequence[Tensor | None]
 
-#: Time of a FLOP of the polynomial kernels by that of the exact one, by backend; from the break-even
-#: table of this folder's README. Triton's is a guess: no GPU has been measured.
+#: Time of a FLOP of the polynomial kernels by that of the exact one, by backend; from the
+#: break-even table of this folder's README. Triton's is a guess: no GPU has been measured.
 EXPENSE = {"cpu": 1.0, "triton": 1.0, "reference": 1.0}
 #: Degrees that are looked at for a tolerance.
 DEGREES = (1, 2, 3, 4, 5, 6)
@@ -49,16 +49,12 @@ def tuples(n: int, lengths: Sequence[int], causal: bool, window: Sequence[int]) 
     """Number of tuples that are read, without regard to padding masks."""
     if not causal and not any(window):
         return float(n) * math.prod(lengths)
-    total = 0.0
-    widths = reference.window_widths(window, len(lengths))
-    for i in range(n):
-        count = 1.0
-        for m, w in zip(lengths, widths, strict=True):
-            last = min(i + 1, m)
-            first = max(0, i + 1 - w) if w else 0
-            count *= max(0, last - first)
-        total += count
-    return total
+    end = torch.arange(1, n + 1, dtype=torch.float64)
+    total = torch.ones(n, dtype=torch.float64)
+    for m, w in zip(lengths, reference.window_widths(window, len(lengths)), strict=True):
+        first = (end - w).clamp(0, m) if w else 0
+        total *= end.clamp_max(m) - first
+    return float(total.sum())
 
 
 def exact_cost(
@@ -115,7 +111,7 @@ def choose(
     empty = q.numel() == 0 or any(k.shape[2] == 0 for k in keys)
     if empty:
         return Plan("exact", None, exact, 0.0, None, "nothing to compute: exact")
-    radius = certificate.row_radius(q, keys, scale, masks=masks, causal=causal)
+    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
     tried: list[str] = []
     best: tuple[float, int] | None = None
     cheaper = False
@@ -131,13 +127,13 @@ def choose(
             tried.append(f"degree {g} has rank {reference.rank(q.shape[-1], g):,}")
             break
         cheaper = True
-        found = certificate.with_coefficients(q, keys, masks, scale, g, kind, radius)
+        found = bounds.with_coefficients(q, keys, masks, scale, g, kind, radius)
         if g % 2 and not bool(found.positive.all()):
             tried.append(f"degree {g}: odd, and the denominator may vanish")
             continue
         bound = float(found.output(values).max())
         c = polynomials.make(kind, g, q, keys, masks, scale, torch.float64)
-        sampled = certificate.sample_error(
+        sampled = bounds.sample_error(
             q, keys, values, masks, c, scale=scale, causal=causal, window=window, rows=rows
         )
         certain = bound <= tol * sampled.size

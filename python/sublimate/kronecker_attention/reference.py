@@ -87,7 +87,8 @@ def window_widths(window: Sequence[int] | None, keys: int) -> tuple[int, ...]:
 
 
 def _row_chunks(n: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, n, size):
+    """Ranges of rows; one, empty, of nothing, so that an empty result still has a graph."""
+    for start in range(0, max(1, n), size):
         yield start, min(n, start + size)
 
 
@@ -99,21 +100,23 @@ def fold(q: Tensor, keys: Sequence[Tensor]) -> Tensor:
     folded, sizes = q, tuple(q.shape[2:4])
     for k in keys[:-1]:
         b, h, m, d = k.shape
-        left = folded.reshape(b, h, -1, 1, d)
+        left = folded.reshape(b, h, math.prod(sizes), 1, d)
         folded, sizes = left * k.unsqueeze(2), (*sizes, m)
     last = keys[-1]
     b, h, m, d = last.shape
-    return (folded.reshape(b, h, -1, d) @ last.transpose(-1, -2)).reshape(b, h, *sizes, m)
+    flat = folded.reshape(b, h, math.prod(sizes), d)
+    return (flat @ last.transpose(-1, -2)).reshape(b, h, *sizes, m)
 
 
 def contract(weight: Tensor, values: Sequence[Tensor]) -> Tensor:
     """(B, Hkv, G, R, Dv): sums of weight times the product of one value of each set."""
-    b, h, g, r = weight.shape[:4]
-    last = values[-1]
-    out = weight.reshape(b, h, -1, last.shape[2]) @ last  # [B, Hkv, G R M_1 ..., Dv]
+    b, h, g, r, *lengths = weight.shape
+    rows = g * r * math.prod(lengths[:-1])
+    out = weight.reshape(b, h, rows, lengths[-1]) @ values[-1]  # [B, Hkv, G R M_1 ..., Dv]
     for v in reversed(values[:-1]):
-        out = (out.reshape(b, h, -1, *v.shape[2:]) * v.unsqueeze(2)).sum(-2)
-    return out.reshape(b, h, g, r, -1)
+        rows = rows // max(1, v.shape[2]) if v.shape[2] else g * r
+        out = (out.reshape(b, h, rows, *v.shape[2:]) * v.unsqueeze(2)).sum(-2)
+    return out.reshape(b, h, g, r, out.shape[-1])
 
 
 def mask_logits(logits: Tensor, allow: Sequence[Tensor | None]) -> Tensor:
@@ -199,9 +202,8 @@ def attention_any_order(
             outs.append(contract(p, value_sets))
             lses.append(lse)
         dv = values[0].shape[-1]
-        out = torch.cat(outs, 3) if outs else grouped.new_zeros(b, hkv, g, 0, dv)
-        lse = torch.cat(lses, 3) if lses else grouped.new_zeros(b, hkv, g, 0)
-        out = out.reshape(b, hkv * g, n, dv).to(q.dtype)
+        lse = torch.cat(lses, 3)
+        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
         return layout_like(q, out), lse.reshape(b, hkv * g, n)
 
 
@@ -331,9 +333,8 @@ def strassen(
             p, lse = softmax_pairs(logits, 2)
             outs.append(contract(p, (v1_, v2_)))
             lses.append(lse)
-        out = torch.cat(outs, 3) if outs else grouped.new_zeros(b, hkv, g, 0, dv)
-        lse = torch.cat(lses, 3) if lses else grouped.new_zeros(b, hkv, g, 0)
-        out = out.reshape(b, hkv * g, n, dv).to(q.dtype)
+        lse = torch.cat(lses, 3)
+        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
         return layout_like(q, out), lse.reshape(b, hkv * g, n)
 
 
@@ -345,8 +346,14 @@ def rank(dim: int, degree: int) -> int:
     return math.comb(dim + degree, degree)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _tree(dim: int, degree: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """``_cached_tree``, of which Dynamo takes the result and traces nothing."""
+    return _cached_tree(dim, degree)
+
+
+@functools.cache
+def _cached_tree(dim: int, degree: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
     """For each degree from 1 on: the parent of each monomial among those one degree lower, and the
     variable that it is multiplied by, not before the parent's last."""
     levels, lasts = [], [0]
@@ -368,8 +375,13 @@ def monomials(x: Tensor, degree: int) -> Tensor:
     return torch.cat(found, -1)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _multinomial_list(dim: int, degree: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    return _cached_multinomials(dim, degree)
+
+
+@functools.cache
+def _cached_multinomials(dim: int, degree: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
     weights, degrees = [], []
     for j in range(degree + 1):
         for alpha in itertools.combinations_with_replacement(range(dim), j):
@@ -437,48 +449,56 @@ def polynomial(
                 sums = sums * _state(f, v)
             both = (features.flatten(2, 3) @ sums).reshape(b, hkv, g, n, -1)
         else:
-            both = _causal(features, factors, value_sets, windows)
+            both = _ordered(features, factors, value_sets, causal, windows)
         both = both.reshape(b, hkv * g, n, -1)
         return both[..., :-1].contiguous(), both[..., -1].contiguous()
 
 
-def _causal(
+def _ordered(
     features: Tensor,
     factors: Sequence[Tensor],
     values: Sequence[Tensor],
+    causal: bool,
     windows: Sequence[int],
     chunk: int = 16,
 ) -> Tensor:
     """Rows see prefixes: sums carried from chunk to chunk, and masked sums within one.
 
     With a window the keys of a chunk's rows are summed afresh: a difference of two long prefixes
-    would cancel.
+    would cancel. A set under neither is summed once.
     """
     b, hkv, _, n, r = features.shape
-    width = values[0].shape[-1] + 1
     ones = [torch.cat((v, torch.ones_like(v[..., :1])), -1) for v in values]
-    carried = [features.new_zeros(b, hkv, 1, r, width) for _ in factors]
+    zero = features.new_zeros(b, hkv, 1, r, ones[0].shape[-1])
+    carried = [
+        zero if causal or w else (f.transpose(-1, -2) @ v).unsqueeze(2)
+        for f, v, w in zip(factors, ones, windows, strict=True)
+    ]
     outs = []
     for lo, hi in _row_chunks(n, chunk):
-        product: Tensor | None = None
+        product = features.new_ones(())
         for at, (f, v, w) in enumerate(zip(factors, ones, windows, strict=True)):
-            m = f.shape[2]
-            first = max(0, lo - w + 1) if w else lo
-            first, last = min(first, m), min(hi, m)
-            seen = allowed((lo, hi), (first, last), None, True, w, f.device)
-            assert seen is not None
-            near = torch.einsum(
-                "ij,bhjr,bhjv->bhirv", seen[0].to(f.dtype), f[:, :, first:last],
-                v[:, :, first:last],
-            )  # fmt: skip
-            sums = near if w else carried[at] + near
-            if not w:
-                whole = f[:, :, first:last].transpose(-1, -2) @ v[:, :, first:last]
-                carried[at] = carried[at] + whole.unsqueeze(2)
-            product = sums if product is None else product * sums
-        assert product is not None
-        outs.append(torch.einsum("bhgir,bhirv->bhgiv", features[:, :, :, lo:hi], product))
-    return torch.cat(outs, 3) if outs else features.new_zeros(*features.shape[:4], width)
+            state = carried[at]
+            if causal or w:
+                m = f.shape[2]
+                first, last = min(max(0, lo - w + 1) if w else lo, m), min(hi, m)
+                seen = allowed((lo, hi), (first, last), None, True, w, f.device)
+                assert seen is not None
+                here, there = f[:, :, first:last], v[:, :, first:last]
+                near = torch.einsum("ij,bhjr,bhjv->bhirv", seen[0].to(f.dtype), here, there)
+                if not w:
+                    carried[at] = state + (here.transpose(-1, -2) @ there).unsqueeze(2)
+                    near = state + near
+                state = near
+            product = product * state
+        outs.append(
+            torch.einsum(
+                "bhgir,bhirv->bhgiv",
+                features[:, :, :, lo:hi],
+                product.expand(b, hkv, hi - lo, r, -1),
+            )
+        )
+    return torch.cat(outs, 3)
 
 
 def divide(numerator: Tensor, denominator: Tensor, dtype: torch.dtype) -> Tensor:

@@ -45,8 +45,8 @@ class Certificate:
     def output(self, values: Sequence[Tensor]) -> Tensor:
         """(B, Hq, N): no element of the row's output is off by more; infinite where e >= 1.
 
-        2 e / (1 - e) times the largest product of magnitudes of values, in exact arithmetic:
-        rounding comes on top.
+        min(2 e / (1 - e), 2) times the largest product of magnitudes of values, in exact
+        arithmetic: rounding comes on top.
         """
         size = values[0].new_ones((), dtype=torch.float64)
         for v in values:
@@ -56,7 +56,8 @@ class Certificate:
         size = size.amax(-1)
         size = size.repeat_interleave(self.relative.shape[1] // size.shape[1], 1).unsqueeze(-1)
         e = self.relative
-        bound = 2 * e / (1 - e) * size
+        # Positive weights average the values: 2 sizes apart at most, however wrong they are.
+        bound = (2 * e / (1 - e)).clamp_max(2) * size
         return torch.where(e < 1, bound, torch.full_like(bound, math.inf))
 
 
@@ -67,21 +68,23 @@ def row_radius(
     *,
     masks: Masks | None = None,
     causal: bool = False,
+    window: Sequence[int] | None = None,
 ) -> Tensor:
     """(B, Hq, N) float64: |scale| |q_i|_k times the largest k-norms of the keys a row may read.
 
-    O(N D). Causal rows take running maxima; a window is not looked at.
+    O(N D). Causal and windowed sets take running maxima; where a window begins is not looked at.
     """
     order = len(keys) + 1
     radius = _norms(q, order) * abs(scale)
     groups = q.shape[1] // keys[0].shape[1]
-    for k, mask in zip(keys, masks or [None] * len(keys), strict=True):
+    widths = reference.window_widths(window, len(keys))
+    for k, mask, w in zip(keys, masks or [None] * len(keys), widths, strict=True):
         norms = _norms(k, order)
         if mask is not None:
             norms = torch.where(mask[:, None], norms, torch.zeros_like(norms))
         if norms.shape[2] == 0:
             return torch.zeros_like(radius)
-        if causal:
+        if causal or w:
             running = norms.cummax(2).values
             at = torch.arange(q.shape[2], device=q.device).clamp_max(norms.shape[2] - 1)
             largest = running[:, :, at]
@@ -146,6 +149,7 @@ def certificate(
     coefficients: str = "taylor",
     masks: Masks | None = None,
     causal: bool = False,
+    window: Sequence[int] | None = None,
 ) -> Certificate:
     """Bounds the error of the polynomial method of a degree, before it runs.
 
@@ -153,7 +157,7 @@ def certificate(
         q: (B, Hq, N, D). keys: a list of (B, Hkv, M, D).
         scale: of the logits; None for 1 / sqrt(D).
         degree: of the polynomial. coefficients: "taylor" or "hermite".
-        masks: a list of (B, M) bool or None; causal: as in ``kronecker_attention``.
+        masks: a list of (B, M) bool or None. causal, window: as in ``kronecker_attention``.
 
     Returns:
         A ``Certificate`` with the radius of each row, the relative error of its weights, and
@@ -169,7 +173,8 @@ def certificate(
     if masks is not None:
         arguments.check_masks(masks, keys, listed=True)
     scale = arguments.check_scale(scale, q.shape[-1])
-    radius = row_radius(q, keys, scale, masks=masks, causal=causal)
+    widths = arguments.check_window(window, len(keys))
+    radius = row_radius(q, keys, scale, masks=masks, causal=causal, window=widths)
     return with_coefficients(q, keys, masks, scale, degree, coefficients, radius)
 
 

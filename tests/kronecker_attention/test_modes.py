@@ -1,0 +1,274 @@
+"""Autocast, compilation, checkpointing, vmap, second derivatives, and what the ops promise."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from helpers.kronecker_cases import Variant, gradients, inputs, masks, normal
+from sublimate import kronecker_attention as family
+from sublimate.kronecker_attention import kronecker_attention, ops, polynomial_attention
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+registered = torch.ops.sublimate
+V = Variant("", n=11, heads=(4, 2), dims=(6, 5), causal=True, padding="both")
+MASKS = masks(V)
+BACKENDS = ["cpu", "reference"]
+
+
+def exact(*leaves, backend="cpu", **options):
+    first, second = MASKS
+    return kronecker_attention(
+        *leaves, causal=True, mask1=first, mask2=second, window=(0, 8), backend=backend, **options
+    )
+
+
+def polynomial(q, k1, k2, v1, v2, backend="cpu"):
+    return polynomial_attention(
+        q, [k1, k2], [v1, v2], degree=2, coefficients="hermite", causal=True, masks=list(MASKS),
+        backend=backend,
+    )  # fmt: skip
+
+
+def hybrid(*leaves, backend="cpu"):
+    return kronecker_attention(
+        *leaves, causal=True, window=(3, 4), method="hybrid", degree=2, backend=backend
+    )
+
+
+FUNCTIONS = {"exact": exact, "polynomial": polynomial, "hybrid": hybrid}
+
+
+def same(found, due, **tolerance):
+    for a, b in zip(found, due, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compile(name, backend):
+    """One graph, no break; outputs and gradients as without."""
+    f = partial(FUNCTIONS[name], backend=backend)
+    *leaves, g = inputs(V, torch.float32, 0.4)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(f, fullgraph=True, backend=counter)
+    same(gradients(compiled, leaves, [g]), gradients(f, leaves, [g]))
+    assert counter.frame_count == 1
+
+
+def test_compile_dynamic(calls):
+    """Lengths and batch as symbols: one graph for all of them."""
+    f = lambda *t: kronecker_attention(*t, causal=True, return_lse=True, backend="cpu")  # noqa: E731
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend=counter)
+    for n, m in ((9, 7), (12, 20), (33, 5)):
+        *leaves, g = inputs(Variant("", n=n, lengths=(m, m + 3), heads=(2, 2)), torch.float32)
+        up = [g, torch.ones(2, 2, n)]
+        same(gradients(compiled, leaves, up), gradients(f, leaves, up))
+    assert counter.frame_count == 1 and calls["kronecker_attention"] == 6
+
+
+def test_compile_keeps_the_layout():
+    leaves = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in inputs(V, torch.float32)[:5]]
+    compiled = torch.compile(exact, fullgraph=True, backend="aot_eager")
+    assert compiled(*leaves).stride() == exact(*leaves).stride()
+
+
+def test_compile_refuses_what_reads_the_data():
+    leaves = inputs(V, torch.float32)[:5]
+    for options in (
+        {"tol": 0.1}, {"method": "polynomial", "degree": 3},
+        {"method": "polynomial", "degree": 2, "return_info": True},
+    ):  # fmt: skip
+        compiled = torch.compile(
+            lambda *t, o=options: kronecker_attention(*t, backend="cpu", **o),
+            fullgraph=True, backend="eager",
+        )  # fmt: skip
+        with pytest.raises(Exception, match=r"under torch\.compile"):
+            compiled(*leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_autocast(name, backend):
+    """All five inputs in autocast's dtype, whatever they are; fp64 is left alone."""
+    f = partial(FUNCTIONS[name], backend=backend)
+    *leaves, g = inputs(V, torch.float32, 0.4)
+    leaves[2] = leaves[2].bfloat16().float()
+    leaves = [t.requires_grad_() for t in leaves]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = f(*leaves)
+        wide = f(*(t.double() for t in leaves))
+    grads = torch.autograd.grad(out, leaves, g.bfloat16())
+    assert out.dtype == torch.bfloat16 and wide.dtype == torch.float64
+    assert all(t.dtype == torch.float32 for t in grads)
+    due = gradients(f, [t.bfloat16() for t in leaves], [g.bfloat16()])
+    assert torch.equal(out, due[0])
+    same(grads, [t.float() for t in due[1:]])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_checkpointing(name, reentrant, calls):
+    f = FUNCTIONS[name]
+    *leaves, g = inputs(V, torch.float32, 0.4)
+    again = lambda *t: checkpoint(f, *t, use_reentrant=reentrant)  # noqa: E731
+    due = gradients(f, leaves, [g])
+    ran = sum(calls.values())
+    found = []
+    leaves = [t.detach().requires_grad_() for t in leaves]
+    out = again(*leaves)
+    out.backward(g)
+    found = [out.detach(), *(t.grad for t in leaves)]
+    assert all(torch.equal(a, b) for a, b in zip(found, due, strict=True))
+    assert sum(calls.values()) > 2 * ran
+
+
+def test_vmap():
+    v = Variant("", n=6, batch=4, dims=(3, 3))
+    leaves = inputs(v, torch.float64, 0.4)[:5]
+    stacked = [t.unflatten(0, (2, 2)) for t in leaves]
+    for f in (
+        lambda *t, b: kronecker_attention(*t, backend=b),
+        lambda q, k1, k2, v1, v2, b: polynomial_attention(q, [k1, k2], [v1, v2], backend=b),
+    ):
+        with pytest.raises(RuntimeError, match="vmap is not supported by compiled backends"):
+            torch.vmap(partial(f, b="cpu"))(*stacked)
+        with pytest.raises(RuntimeError, match="vmap is not supported by compiled backends"):
+            torch.vmap(torch.func.grad(lambda *t, f=f: f(*t, b="cpu").sum()))(*stacked)
+        found = torch.vmap(partial(f, b="reference"))(*stacked)
+        same([found.flatten(0, 1)], [f(*leaves, b="reference")])
+
+
+def test_torch_func_grad():
+    *leaves, g = inputs(V)
+    loss = lambda *t: (exact(*t) * g).sum()  # noqa: E731
+    found = torch.func.grad(loss, argnums=(0, 1, 2, 3, 4))(*leaves)
+    same(found, gradients(exact, leaves, [g])[1:])
+
+
+def test_second_derivatives():
+    *leaves, g = inputs(V, torch.float64, 0.4)
+    for name, f in FUNCTIONS.items():
+        ts = [t.requires_grad_() for t in leaves]
+        (dq,) = torch.autograd.grad(f(*ts), ts[0], g, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives are not supported"):
+            dq.square().sum().backward()
+        (dq,) = torch.autograd.grad(f(*ts, backend="reference"), ts[0], g, create_graph=True)
+        (second,) = torch.autograd.grad(dq.square().sum(), ts[0])
+        assert second.isfinite().all() and second.abs().sum() > 0, name
+
+
+def test_no_grad_keeps_nothing():
+    from sublimate import memory
+
+    leaves = [t.requires_grad_() for t in inputs(V, torch.float32)[:5]]
+    with torch.no_grad():
+        assert not exact(*leaves).requires_grad
+    with torch.inference_mode():
+        exact(*leaves)
+    kept = memory.saved_bytes(lambda: exact(*leaves, return_lse=True))
+    tensors = sum(t.numel() for t in leaves) + leaves[0].numel() // 6 * 5 + 2 * 4 * 11
+    assert kept <= 4 * tensors + 2 * 2 * 11
+
+
+def test_backward_keeps_the_backend_of_its_forward(calls):
+    import sublimate
+
+    leaves = [t.requires_grad_() for t in inputs(V, torch.float32)[:5]]
+    with sublimate.use_backend("cpu"):
+        out = exact(*leaves, backend=None)
+    with sublimate.use_backend("reference"):
+        out.sum().backward()
+    assert calls["cpu"] == 2 and leaves[1].grad.abs().sum() > 0
+
+
+# ---------------------------------------------------------------------------------------- the ops
+
+
+def arguments(layout, dtype):
+    q, k1, k2, v1, v2, g = inputs(V, dtype, 0.4)
+    leaves = [q, k1, k2, v1, v2]
+    if layout == "by position":
+        leaves = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in leaves]
+    if layout == "sliced":
+        leaves = [torch.cat((t, t), -1)[..., : t.shape[-1]] for t in leaves]
+    if layout == "empty":
+        leaves[0], g = leaves[0][:, :, :0], g[:, :, :0]
+    return leaves, g
+
+
+def test_every_op_is_here():
+    names = [
+        n for n in torch._C._dispatch_get_all_op_names() if n.startswith("sublimate::kronecker")
+    ]
+    assert {n.split("::")[1].split(".")[0] for n in names} == {
+        "kronecker_attention_fwd", "kronecker_attention_bwd", "kronecker_polynomial_fwd",
+        "kronecker_polynomial_bwd",
+    }  # fmt: skip
+
+
+def opcheck(op, *values):
+    results = torch.library.opcheck(op, values)
+    assert set(results.values()) == {"SUCCESS"}
+    assert {"test_schema", "test_faketensor", "test_aot_dispatch_dynamic"} <= set(results)
+    real = op(*values)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+
+        def fake_of(x):
+            if isinstance(x, list):
+                return [fake_of(t) for t in x]
+            return mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+
+        fake = op(*(fake_of(x) for x in values))
+    for r, f in zip(real, fake, strict=True):
+        assert (r.shape, r.dtype) == (f.shape, f.dtype)
+        assert r.stride() == f.stride() or r.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "by position", "sliced", "empty"])
+def test_opcheck(layout, dtype):
+    leaves, g = arguments(layout, dtype)
+    for given, window in ((MASKS, []), ((None, MASKS[1]), [3, 0])):
+        tail = (*given, 0.4, True, window, "cpu")
+        opcheck(registered.kronecker_attention_fwd, *leaves, *tail)
+        out, lse = registered.kronecker_attention_fwd(*leaves, *tail)
+        delta = (g.float() * out.float()).sum(-1)
+        opcheck(registered.kronecker_attention_bwd, g, *leaves, lse, delta, *tail)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "by position", "empty"])
+def test_opcheck_polynomial(layout):
+    leaves, g = arguments(layout, torch.float32)
+    c = torch.tensor([1.0, 1.0, 0.5]).repeat(2, 4, 1)
+    for given in ([], list(MASKS)):
+        sets = (leaves[0], leaves[1:3], leaves[3:], given, c, 0.4, True, [], "cpu")
+        opcheck(registered.kronecker_polynomial_fwd, *sets)
+        opcheck(registered.kronecker_polynomial_bwd, g, g[..., 0].contiguous(), *sets)
+
+
+def test_meta_tensors():
+    leaves = [t.to("meta") for t in inputs(V, torch.float16)[:5]]
+    out, lse = registered.kronecker_attention_fwd(*leaves, None, None, 1.0, False, [], "cpu")
+    assert out.is_meta and out.shape == (2, 4, 11, 5) and lse.dtype == torch.float32
+
+
+def test_strassen():
+    """Plain PyTorch: every backend gives the reference's result, which other tests hold."""
+    *leaves, g = inputs(V, torch.float64)
+    first, second = MASKS
+    f = lambda *t: family.strassen_attention(  # noqa: E731
+        *t, scale=0.3, causal=True, mask1=first, mask2=second, return_lse=True
+    )
+    out, lse, *_ = gradients(f, leaves, [g])
+    due = family.reference.strassen(*leaves, first, second, scale=0.3, causal=True)
+    same((out, lse), due)
+    assert out.shape == g.shape and (lse == -math.inf).any()
+    assert ops.limits("reference", (300, 300)) == []
+    assert normal((1,), 0, torch.float64).shape == (1,)
