@@ -1,4 +1,4 @@
-"""Launch shapes of the Kronecker attention kernels, and the list of what is compiled ahead of time."""
+"""Launch shapes of the Kronecker attention kernels, and what is compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Config:
 
 
 # By the bytes of an operand and the padded head dimension (the larger of D's and Dv's).
-# 2: tensor cores; what limits a tile is registers: two sums of a row tile (query, forward), four of a
-# key tile (key). 4, 8: IEEE products from registers (or TF32, polynomial), small tiles.
+# 2: tensor cores; what limits a tile is registers: two sums of a row tile (query, forward), four of
+# a key tile (key). 4, 8: IEEE products from registers (or TF32, polynomial), small tiles.
 _SMALL = {
     4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 4),
         128: Config(32, 16, 8)},
@@ -118,7 +118,7 @@ def shares(pairs: int, m1: int, m2: int, config: Config) -> tuple[int, int]:
 
 
 def segment(dv: int) -> int:
-    """Positions of a segment of the causal polynomial: its sums are at most a quarter of its features.
+    """Positions of a segment of the causal polynomial: its sums are a quarter of its features.
 
     A multiple of every tile of rows and of keys.
     """
@@ -171,6 +171,7 @@ def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
                 "dv2_ptr": "A"},
     }  # fmt: skip
     masks = {"mask1_ptr": "*i32", "mask2_ptr": "*i32"}
+
     def case(name: str, d: int, mode: str, common: bool) -> Case:
         polynomial = mode.startswith("polynomial")
         kind, size, precision = operand(_TORCH[dtype], polynomial)
@@ -245,8 +246,8 @@ def _feature_cases(dtype: str, hip: bool) -> Iterator[Case]:
 def aot_cases() -> list[Case]:
     """Every kernel x dtype x launch; ``common`` marks the subset for every target.
 
-    Names that end in ``HIP`` are launches on AMD; none in fp64: the constants of its exponential run
-    out of scalar registers (up to 62 are spilled).
+    Names that end in ``HIP`` are launches on AMD; none in fp64: the constants of its exponential
+    run out of scalar registers (up to 62 are spilled).
     """
     return [
         case

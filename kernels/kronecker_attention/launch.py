@@ -276,8 +276,9 @@ def evaluate(x: Tensor, weight: Tensor | None, sums: Tensor, ones: Tensor | None
     _features(features.evaluate_kernel, _row_grid(x, group), x, out.shape[3], group, of, arguments)
 
 
-def gradient(x: Tensor, v: Tensor, one: Tensor | None, keep: Tensor | None, weight: Tensor | None,
-             sums: Tensor, ones: Tensor, group: int, of: Monomials, dx: Tensor) -> None:  # fmt: skip
+def gradient(x: Tensor, v: Tensor, one: Tensor | None, keep: Tensor | None,
+             weight: Tensor | None, sums: Tensor, ones: Tensor, group: int, of: Monomials,
+             dx: Tensor) -> None:  # fmt: skip
     """Gradient of x, where a feature's gradient is v . sums + one ones."""
     arguments = {**strided("v", v), **strided("dx", dx), "one_ptr": one, "keep_ptr": wider(keep),
                  "weight_ptr": weight, "sums_ptr": sums, "ones_ptr": ones,

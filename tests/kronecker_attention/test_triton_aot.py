@@ -1,7 +1,7 @@
 """Every Kronecker attention Triton kernel compiles ahead of time, without spills, for each target.
 
-Compiled: all cases for sm_90 in bf16; the ``common`` cases (every kernel: causal attention at D = 64
-and 128, the polynomial at D = 128 and 64) for the other dtypes and for sm_80, sm_100 and gfx942.
+Compiled: all cases for sm_90 in bf16; the ``common`` cases (every kernel, D = 64 but for norms) for
+the other dtypes and for sm_80, sm_100 and gfx942, there without fp64.
 """
 
 from __future__ import annotations
