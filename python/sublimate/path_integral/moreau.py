@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,17 +213,19 @@ def _implicit(
     the Hessian of f and, with groups, of eta times the norms of those that are not 0."""
     (space,) = problem.layout
     support = (d != 0).to(d.dtype) if eta else torch.ones_like(d)
-    bends = None
+    bends: Callable[[Tensor], Tensor] | None = None
     if eta and groups is not None:
         norm = _group_norms(d, groups)[:, groups]
         support = (norm > 0).to(d.dtype)
         unit = d / norm.clamp_min(torch.finfo(d.dtype).tiny)
         member = torch.nn.functional.one_hot(groups, int(groups.max()) + 1).to(d.dtype)
 
-        def bends(v: Tensor) -> Tensor:
+        def across(v: Tensor) -> Tensor:
             """Hessian of the norms: what of v is across d in each group, over the norm of d."""
             along = ((unit * v) @ member)[:, groups]
             return support * (v - along * unit) / norm.clamp_min(torch.finfo(d.dtype).tiny)
+
+        bends = across
 
     moving = Problem(forward, problem.layout, problem.x, problem.args, problem.target, True)
     at = problem.x[0] + d
