@@ -1,12 +1,12 @@
 """The kernel that holds a tile of the second key set: gradients of both key and value sets.
 
-For fixed j and a tile of k the folds k1_j * k2 and v1_j * v2 are made once, and the rows stream by as
-in the backward pass of ordinary attention:
+For fixed j and a tile of k the folds k1_j * k2 and v1_j * v2 are made once, and the rows stream by
+as in the backward pass of ordinary attention:
 
     U_jk = sum_i dS_ijk q_i,  Y_jk = sum_i W_ijk dout_i
 
-serve all four gradients: dk2_k += k1_j * U_jk, dk1_j += sum_k k2_k * U_jk, and v alike with Y. So the
-four take 8 D FLOPs a triple, not 8 D a set.
+serve all four gradients: dk2_k += k1_j * U_jk, dk1_j += sum_k k2_k * U_jk, and v alike with Y. So
+the four take 8 D FLOPs a triple, not 8 D a set.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from .tiles import (
 
 
 @triton.jit
-def _stream(u, y, sums, r0, edge, key, value, left, q_ptr, dout_ptr, lse_ptr, delta_ptr, coefficients_ptr,
-            q_h, q_n, dout_h, dout_n, base, at, n, i_high, group, k, window2, KIND: tl.constexpr,
+def _stream(u, y, sums, r0, edge, key, value, left, q_ptr, dout_ptr, lse_ptr, delta_ptr,
+            coefficients_ptr, q_h, q_n, dout_h, dout_n, base, at, n, i_high, group, k, window2,
+            KIND: tl.constexpr,
             FUNCTION: tl.constexpr, DEGREE: tl.constexpr, LIMIT2: tl.constexpr,
             D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
             BM: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,

@@ -15,11 +15,11 @@ from . import columns, configs, features, rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Width of a window that is none: every position is nearer.
-_ENDLESS = 2**30
+#: Width of a window that is none: every position is nearer, and sums with it fit into 32 bits.
+_ENDLESS = 2**30 - 2**12
 _LOG2E = 1.4426950408889634
 #: What a kernel's 32-bit positions and grid can count.
-_MOST = 2**30
+_MOST = _ENDLESS
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Pairs:
     def of(cls, keys: Sequence[Tensor], values: Sequence[Tensor],
            masks: Sequence[Tensor | None], causal: bool, window: Sequence[int],
            near: int = 0) -> Pairs:  # fmt: skip
-        return cls(*keys, *values, *(masks or (None, None)), causal, *(window or (0, 0)), near)
+        widths = [min(w, _ENDLESS) for w in window or (0, 0)]
+        return cls(*keys, *values, *(masks or (None, None)), causal, *widths, near)
 
     @property
     def swapped(self) -> Pairs:
@@ -276,8 +277,9 @@ def evaluate(x: Tensor, weight: Tensor | None, sums: Tensor, ones: Tensor | None
     _features(features.evaluate_kernel, _row_grid(x, group), x, out.shape[3], group, of, arguments)
 
 
-def gradient(x: Tensor, v: Tensor, one: Tensor | None, keep: Tensor | None, weight: Tensor | None,
-             sums: Tensor, ones: Tensor, group: int, of: Monomials, dx: Tensor) -> None:  # fmt: skip
+def gradient(x: Tensor, v: Tensor, one: Tensor | None, keep: Tensor | None,
+             weight: Tensor | None, sums: Tensor, ones: Tensor, group: int, of: Monomials,
+             dx: Tensor) -> None:  # fmt: skip
     """Gradient of x, where a feature's gradient is v . sums + one ones."""
     arguments = {**strided("v", v), **strided("dx", dx), "one_ptr": one, "keep_ptr": wider(keep),
                  "weight_ptr": weight, "sums_ptr": sums, "ones_ptr": ones,

@@ -313,9 +313,11 @@ def query_kernel(
             k1 = load_vector(k1_ptr + tl.cast(j, tl.int64) * k1_n, D, BD, ACC)
             v1 = load_vector(v1_ptr + tl.cast(j, tl.int64) * v1_n, DV, BDV, ACC)
             if KIND == "trilinear":
-                s = product(fold(q, k1 * scale2, KIND, ACC).to(OPERAND), tl.trans(k2), ACC, PRECISION)
+                query = fold(q, k1 * scale2, KIND, ACC).to(OPERAND)
             else:
-                s = product((fold(q, k1, KIND, ACC) * scale2).to(OPERAND), tl.trans(k2), ACC, PRECISION)
+                query = (fold(q, k1, KIND, ACC) * scale2).to(OPERAND)
+            s = product(query, tl.trans(k2), ACC, PRECISION)
+            if KIND == "strassen":
                 s += (rest(q, k1, ACC) * scale2)[:, None]
             if FUNCTION == "softmax":
                 weight = tl.exp2(s - lse[:, None])
@@ -328,7 +330,8 @@ def query_kernel(
                 edge = edge | (j > first) | (j <= last - window1)
             seen = seen_rows(mask1_ptr, b * m1, j, i, window1, LIMIT1)
             if edge:
-                ds = tl.where(both_allowed(seen[:, None], i[:, None], k[None, :], window2, LIMIT2), ds, 0.0)
+                both = both_allowed(seen[:, None], i[:, None], k[None, :], window2, LIMIT2)
+                ds = tl.where(both, ds, 0.0)
             step = product(ds.to(OPERAND), k2, ACC, PRECISION)
             if KIND == "trilinear":
                 step *= k1[None, :]

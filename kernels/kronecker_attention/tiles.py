@@ -5,9 +5,9 @@ position r // G of its query head r % G. So a tile of rows is dense whatever G i
 sum over the group in the order of the rows, and multi-query attention has a narrow window of few
 positions in a tile of many rows.
 
-Kinds of logit: "trilinear", sum_a q k1 k2, and "strassen", q.k1 + k1.k2 + k2.q. In both, one of two
-tiles is folded with a row of k1 (times it, or plus it) in the accumulator's dtype, rounded once, and
-multiplied by the other; strassen adds what the fold leaves out, one number a row.
+Kinds of logit: "trilinear", sum_a q k1 k2, and "strassen", q.k1 + k1.k2 + k2.q. In both, one of
+two tiles is folded with a row of k1 (times it, or plus it) in the accumulator's dtype, rounded
+once, and multiplied by the other; strassen adds what the fold leaves out, one number a row.
 """
 
 from __future__ import annotations

@@ -291,9 +291,14 @@ def check_polynomial(case: Case, degree: int) -> None:
     assert_parity(denominator, truth[1], wide[1], what="denominator")
 
     z = denominator.abs().mean()
-    upstream = (torch.randn(numerator.shape).to(case.acc) / z, torch.randn(q.shape[:3]).to(case.acc) / z)
+    upstream = (
+        torch.randn(numerator.shape).to(case.acc) / z,
+        torch.randn(q.shape[:3]).to(case.acc) / z,
+    )
     true = gradients(function, double(inputs), upstream)
-    measure = [g.to(case.dtype) for g in gradients(function, [t.to(case.acc) for t in inputs], upstream)]
+    measure = [
+        g.to(case.dtype) for g in gradients(function, [t.to(case.acc) for t in inputs], upstream)
+    ]
     found = [torch.empty_like(t) for t in inputs]
     bwd.polynomial(*upstream, q, keys, values, given, c, found[0], found[1:3], found[3:], *setting)
     for what, mine, t, e in zip(NAMES, found, true, measure, strict=True):
@@ -348,7 +353,9 @@ def test_polynomial_of_order_4():
         assert (mine - true).norm() / true.norm() < 1e-6
     upstream = (torch.randn(1, 2, 9, 5), torch.randn(1, 2, 9))
     found = [torch.empty_like(t) for t in inputs]
-    bwd.polynomial(*upstream, q, keys, values, [], c, found[0], found[1:4], found[4:], 0.2, False, ())
+    bwd.polynomial(
+        *upstream, q, keys, values, [], c, found[0], found[1:4], found[4:], 0.2, False, ()
+    )
     for mine, true in zip(found, gradients(function, double(inputs), upstream), strict=True):
         assert (mine - true).norm() / true.norm() < 2e-6
     with pytest.raises(ValueError, match="more than 2 key sets without causal and window only"):
@@ -368,5 +375,5 @@ def test_monomials():
 def test_rows_beyond_32_bits_are_refused():
     q = torch.empty(1, 1, 1, 4).expand(1, 1, 2**31, 4)
     k = torch.empty(1, 1, 1, 4)
-    with pytest.raises(ValueError, match="q: expected at most 1073741824 rows a key head"):
+    with pytest.raises(ValueError, match="q: expected at most 1073737728 rows a key head"):
         fwd.attention(q, k, k, k, k, None, None, q, q[..., 0], 1.0, False, ())
