@@ -27,7 +27,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # CMake's folder is kept between builds, so that only what changed is compiled again.
 export SUBLIMATE_BUILD_DIR ?= $(CURDIR)/build/native
 
-.PHONY: help demo test lint format bench gpu budget build clean
+.PHONY: help demo test lint format bench docs gpu budget build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' |
@@ -54,6 +54,9 @@ format: $(VENV)/.lint  ## rewrite sources as lint wants them
 
 bench: $(VENV)/.sublimate  ## the benchmarks of this machine, into bench/results
 	@$(RUN) -m sublimate bench $(BENCH_ARGS)
+
+docs: $(VENV)/.sublimate  ## the site, into out/site
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
 
 gpu:  ## build for the PYTHON at hand without network, check and measure on its GPU, into OUT
 	@PYTHON='$(PYTHON)' .ci/gpu '$(OUT)'

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import plots, record, runner, show, worker
+from . import compare, plots, record, runner, show, worker
 from .record import Row
 
 Tell = Callable[[int, int, str], None]
@@ -70,8 +71,13 @@ def main(
     out: Path | None,
     plot_folder: Path | None,
     as_json: bool,
+    reference: Path | None = None,
 ) -> int:
-    """Runs, prints, appends to the CSV, draws; returns 1 if parity is red or nothing ran."""
+    """Runs, prints, appends to the CSV, draws; returns 1 if parity is red or nothing ran.
+
+    Raises:
+        ValueError: ``reference`` has none of the cases that ran.
+    """
     threads = threads or len(os.sched_getaffinity(0))
     columns = (TextColumn("{task.description:52}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
@@ -82,11 +88,14 @@ def main(
             bar.update(task, completed=done, total=total, description=what)
 
         rows = execute(families, pattern, allocator, threads, rounds, quick, providers, tell)
+    compared, remark = compare.against(rows, reference) if reference else ([], "")
     written = _write(rows, out)
     drawn = [p for path in written for p in plots.draw(path, plot_folder)] if plot_folder else []
     red = any(row.get("parity") == "red" for row in rows)
     if as_json:
-        files = {"csv": [str(p) for p in written], "plots": [str(p) for p in drawn]}
+        files: dict[str, Any] = {"csv": [str(p) for p in written], "plots": [str(p) for p in drawn]}
+        if reference:
+            files |= {"compared": compared, "remark": remark}
         print(json.dumps({"passed": bool(rows) and not red, **files, "rows": rows}, indent=2))
     else:
         shown = Console()
@@ -99,6 +108,10 @@ def main(
             for table in show.tables(rows):
                 shown.print(table)
             shown.print(show.CAPTION, style="dim")
+        if reference:
+            shown.print(compare.table(compared, reference))
+            if remark:
+                shown.print(remark, style="yellow", highlight=False)
         for remark in show.remarks(rows):
             shown.print(remark, style="yellow", highlight=False)
         for path in (*written, *drawn):

@@ -2,8 +2,9 @@
 
 The instances are normalised Gaussian mixtures of about sqrt(n) centres in 32 dimensions: "easy"
 (noise 0.7, alpha 0.4) and "hard" (noise 1.3, alpha 0.25, overlapping). The bar is the time of
-``features @ features.T`` in blocks, fp32, nothing kept. What a provider gives up is the gap of its
-objective to the trivial lower bound (column ``gradient_error``).
+``features @ features.T`` in blocks, fp32, nothing kept. What a provider gives up, in the column
+``gradient_error``, is by how much its objective is above the best known one, relative; negative
+where it is below. Providers whose one call takes tens of seconds: ``bench.multicut.once``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,18 @@ from bench.harness.case import Case, Forward, Provider, Unavailable
 
 D = 32
 KINDS = {"easy": (0.7, 0.4), "hard": (1.3, 0.25)}
+SIZES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
+#: The lowest objective known of each instance, rounded to cents. Published for "easy" and n = 5000
+#: (greedy contraction and Kernighan-Lin on the explicit graph) or found by 4 to 24 restarts here.
+BEST = {
+    "easy": (-189617.57, -779323.35, -4897949.18, -19662367.90, -79343796.15, -497507461.68),
+    "hard": (-119675.61, -487437.10, -3066140.21, -12316939.83, -49642101.65, -311124784.98),
+}
+#: A result is a good clustering if it is at most so much above the best known, relative.
+LIMIT = 1e-4
 _ROWS = 2048  # of a block of the product
 #: Largest n for peers that store all pairs: distances, or a graph of n^2 / 2 edges.
-_TABLE, _GRAPH = 5000, 1000
+_TABLE, _GRAPH = 10_000, 2000
 
 
 def mixture(n: int, sigma: float) -> tuple[Tensor]:
@@ -64,10 +74,11 @@ def _ours(alpha: float, restarts: int, backend: str, device: str) -> Provider:
 
 def _scipy(alpha: float) -> Forward:
     from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import pdist
 
     def forward(x: Tensor) -> Tensor:
         rows = x.double().numpy()
-        distances = 1 - (rows @ rows.T)[np.triu_indices(len(rows), 1)]
+        distances = pdist(rows, "cosine")  # the rows are unit vectors
         found = fcluster(linkage(distances, "average"), 1 - alpha, "distance")
         return torch.from_numpy(found)
 
@@ -103,14 +114,15 @@ def _bioimage(alpha: float, chains: bool) -> Forward:
     return forward
 
 
-def _providers(n: int, alpha: float, device: str) -> tuple[Provider, ...]:
+def providers(n: int, alpha: float, device: str, every: bool = False) -> tuple[Provider, ...]:
+    """Ours and the peers that can be timed in rounds at that size; ``every``: all peers."""
     peers = [Provider("product", _product, peer=True)]
-    if device == "cpu" and n <= _TABLE:
+    if device == "cpu" and (every or n <= _TABLE):
         peers += [
             Provider("scipy-average", lambda: _scipy(alpha), peer=True),
             Provider("sklearn-average", lambda: _sklearn(alpha), peer=True),
         ]
-    if device == "cpu" and n <= _GRAPH:
+    if device == "cpu" and (every or n <= _GRAPH):
         peers += [
             Provider("bioimage-gaec", lambda: _bioimage(alpha, False), peer=True),
             Provider("bioimage-gaec-kl", lambda: _bioimage(alpha, True), peer=True),
@@ -123,25 +135,38 @@ def _providers(n: int, alpha: float, device: str) -> tuple[Provider, ...]:
 # -------------------------------------------------------------------------- parity and quality
 
 
-def _gap(alpha: float) -> Callable[..., float]:
+def best_known(kind: str, n: int) -> float | None:
+    """The lowest objective known of an instance."""
+    return BEST[kind][SIZES.index(n)] if n in SIZES else None
+
+
+def excess(alpha: float, best: float | None, labels: Tensor, x: Tensor) -> float:
+    """(objective - best) / |best|, best = the lower bound if it is None; NaN if no clustering."""
+    if labels.shape != x.shape[:1] or labels.is_floating_point():
+        return float("nan")
+    cost = float(objective(x.double(), labels.long(), alpha))
+    least = float(lower_bound(x, alpha)) if best is None else best
+    return (cost - least) / abs(least)
+
+
+def _excess(alpha: float, best: float | None) -> Callable[..., float]:
     def measure(forward: Forward, inputs: tuple[Tensor, ...], dy: Tensor) -> float:
-        """(objective - bound) / |bound|; NaN for what is no clustering."""
-        (x,) = inputs
-        labels = forward(x)
-        if labels.shape != x.shape[:1] or labels.is_floating_point():
-            return float("nan")
-        cost, bound = float(objective(x, labels.long(), alpha)), float(lower_bound(x, alpha))
-        return (cost - bound) / abs(bound)
+        return excess(alpha, best, forward(*inputs), *inputs)
 
     return measure
 
 
-def _verify(alpha: float) -> Callable[..., list[Measurement]]:
+def _verify(alpha: float, best: float | None) -> Callable[..., list[Measurement]]:
     def verify(forward: Forward, inputs: tuple[Tensor, ...], dy: Tensor) -> list[Measurement]:
-        """The gap is one of a good clustering, and a second call gives the same labels."""
-        different = int((forward(*inputs) != forward(*inputs)).sum())
+        """A good clustering, and a second call gives the same labels."""
+        labels = forward(*inputs)
+        different = int((forward(*inputs) != labels).sum())
+        above = excess(alpha, best, labels, *inputs)
+        # Gaps to the trivial bound are within 3 % on these mixtures (family README), and 9 % at
+        # n = 200.
+        limit = 0.1 if best is None else LIMIT
         return [
-            Measurement("default", "gap to the bound", _gap(alpha)(forward, inputs, dy), 0.05),
+            Measurement("default", "above the best known", max(above, 0.0), limit),
             Measurement("default", "labels of two calls", float(different), 0.0),
         ]
 
@@ -152,7 +177,7 @@ def _verify(alpha: float) -> Callable[..., list[Measurement]]:
 
 
 def _case(kind: str, n: int, device: str, bar: float | None) -> Case:
-    sigma, alpha = KINDS[kind]
+    (sigma, alpha), best = KINDS[kind], best_known(kind, n)
     return Case(
         id=f"multicut/default/{kind}/float32/{n}x{D}/{device}",
         family="multicut",
@@ -164,9 +189,9 @@ def _case(kind: str, n: int, device: str, bar: float | None) -> Case:
         # The first pass over all pairs, each once; the rest depends on the data.
         bytes_moved={"fwd": 4 * n * D},
         flops={"fwd": n * n * (D + 1)},
-        providers=_providers(n, alpha, device),
-        verify=_verify(alpha),
-        gradient_error=_gap(alpha),
+        providers=providers(n, alpha, device),
+        verify=_verify(alpha, best),
+        gradient_error=_excess(alpha, best),
         bars={} if bar is None else {"fwd": bar},
         modes=("fwd",),
         output=(n,),
@@ -179,9 +204,9 @@ def cases(quick: bool = False) -> list[Case]:
     """All cases, CPU and GPU; ``quick`` shrinks the data until only the harness is tested."""
     if quick:
         return [_case(kind, 300, device, None) for device in ("cpu", "cuda") for kind in KINDS]
+    bars = {20_000: 1.0, 50_000: 1.2}
     found = []
     for kind in KINDS:
-        found += [_case(kind, n, "cpu", None) for n in (1000, 5000)]
-        found += [_case(kind, 20_000, "cpu", 1.0), _case(kind, 50_000, "cpu", 1.2)]
+        found += [_case(kind, n, "cpu", bars.get(n)) for n in SIZES]
         found += [_case(kind, n, "cuda", None) for n in (20_000, 200_000)]
     return found

@@ -1,5 +1,5 @@
 """Benchmarks of the path-integral kernels: path points and sums along them, noisy batches, expected
-gradients, mask paths.
+gradients, mask paths; whole calls are in ``calls.py``.
 
 A case's forward writes a chunk of K points for B samples of E numbers (or, for expected gradients,
 sums one), its backward is the other map. The bytes declared are the least: each number of the chunk
@@ -20,6 +20,7 @@ from sublimate.path_integral import autograd, reference
 from torch import Tensor
 
 from bench.harness.case import Case, Forward, Provider, Unavailable
+from bench.path_integral import calls
 
 #: Of the copy bandwidth: within 25 % of the least bytes.
 FRACTION = 0.8
@@ -244,4 +245,4 @@ def cases(quick: bool = False) -> list[Case]:
                     make(grown, b, e, dtype, device) for make in (_straight, _smooth, _expected)
                 ]
             found += [_mask(*shape, dtype, device, 7 if quick else MASK) for shape in pictures]
-    return found
+    return found + calls.cases(quick)

@@ -4,11 +4,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
 #include "common/dtype.h"
+#include "common/scratch.h"
 #include "common/tile.h"
 #include "common/vec.h"
 
@@ -107,23 +107,6 @@ SUBLIMATE_HD void write_pair(T* p, Vector<arith_t<T>> low, Vector<arith_t<T>> hi
 }
 SUBLIMATE_HD void end_streaming(bool) {}
 #endif
-
-// Uninitialised memory aligned to a cache line, freed at the end of the scope; null if there is
-// none.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : memory_(
-            static_cast<A*>(std::aligned_alloc(64, (size_t(count) * sizeof(A) + 63) / 64 * 64))) {}
-  ~Scratch() { std::free(memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  A* get() const { return memory_; }
-
- private:
-  A* memory_;
-};
 
 }  // namespace
 }  // namespace sublimate

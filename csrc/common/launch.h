@@ -14,6 +14,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/ceil_div.h"
 #include "common/hd.h"
 
 // Declares `type* name`, the dynamic shared memory of the block, aligned to 16 bytes. Inside a
@@ -31,9 +32,6 @@ namespace sublimate {
 
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
 constexpr size_t kDefaultShared = 48 << 10;  // dynamic shared memory without allow_shared
-
-// ceil(a / b) for a >= 0, b > 0, without overflow.
-SUBLIMATE_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // Blocks for n_items at per_block each, at most max_blocks: a kernel given fewer blocks than
 // ceil_div must stride over the grid. 0 for no items, which launch() accepts.

@@ -33,7 +33,7 @@ void sum_clusters(const Contract& k, const int64_t* starts, const int64_t* membe
 
 template <class T>
 int run_contract(const Contract& k) {
-  Buffer<int64_t> starts(k.clusters + 2), members(k.rows);
+  Scratch<int64_t> starts(k.clusters + 2), members(k.rows);
   if (!starts || !members) return kOutOfMemory;
   // Counting sort; while members are listed, starts[c + 1] is where cluster c goes on.
   for (int64_t c = 0; c < k.clusters + 2; ++c) starts[c] = 0;
@@ -46,7 +46,7 @@ int run_contract(const Contract& k) {
   const int64_t bounds[2] = {0, ceil_div(k.clusters, 16)};
   int64_t quantum[2];
   quanta(bounds, 1, 1, quantum);
-  const int threads = k.rows * k.dims > 100000 ? k.exec.threads : 1;
+  const int threads = useful_threads(k.exec.threads, k.rows * k.dims / 4, SCALAR_GRAIN);
   each_quantum(quantum, 1, threads, [&](int, int64_t, int64_t q) {
     sum_clusters<T>(k, starts.get(), members.get(), q * 16,
                     std::min<int64_t>(k.clusters, q * 16 + 16));
@@ -72,8 +72,8 @@ int run_best_cluster(const BestCluster& k) {
   const Nodes& nodes = k.nodes;
   const Clusters& clusters = k.clusters;
   const int64_t dims = nodes.dims;
-  Buffer<T> sums(clusters.slots * dims), masses(clusters.slots);
-  Buffer<int64_t> starts(nodes.instances + 1), blocks(nodes.instances + 1);
+  Scratch<T> sums(clusters.slots * dims), masses(clusters.slots);
+  Scratch<int64_t> starts(nodes.instances + 1), blocks(nodes.instances + 1);
   if (!sums || !masses || !starts || !blocks) return kOutOfMemory;
   for (int64_t e = 0; e < clusters.slots * dims; ++e) sums[e] = T(clusters.sums[e]);
   for (int64_t c = 0; c < clusters.slots; ++c) masses[c] = T(clusters.masses[c]);
@@ -82,10 +82,12 @@ int run_best_cluster(const BestCluster& k) {
   quanta(clusters.offsets, nodes.instances, COLS<T>, starts.get());
   quanta(nodes.offsets, nodes.instances, BLOCK_ROWS, blocks.get());
   const int64_t inner = rows_side.inner();
+  const int64_t work = pairs_of(nodes.offsets, clusters.offsets, nodes.instances) * inner;
   const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
-  Buffer<T> packed(starts[nodes.instances] * inner * COLS<T>);
-  Buffer<T> row_store(threads * BLOCK_ROWS * inner);
+      int(std::max<int64_t>(1, std::min<int64_t>(useful_threads(k.exec.threads, work, TILE_GRAIN),
+                                                 blocks[nodes.instances])));
+  Scratch<T> packed(starts[nodes.instances] * inner * COLS<T>);
+  Scratch<T> row_store(threads * BLOCK_ROWS * inner);
   if (!packed || !row_store) return kOutOfMemory;
   const bool tame = pack_panels(columns_side, clusters.offsets, starts.get(), nodes.instances,
                                 threads, packed.get());
@@ -161,7 +163,8 @@ int64_t move_instance(const Move& k, int64_t b) {
 template <class T>
 int run_move(const Move& k) {
   const int64_t bounds[2] = {0, k.nodes.instances};
-  each_quantum(bounds, 1, k.exec.threads,
+  const int64_t work = k.order_offsets[k.nodes.instances] * k.nodes.dims;
+  each_quantum(bounds, 1, useful_threads(k.exec.threads, work, SCALAR_GRAIN),
                [&](int, int64_t, int64_t b) { k.moved[b] = move_instance<T>(k, b); });
   return kOk;
 }

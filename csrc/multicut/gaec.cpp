@@ -25,14 +25,14 @@ struct Contraction {
   int64_t first, n, inner;
   int64_t slots;  // in use, dead ones included
   int64_t dead = 0;
-  Buffer<int32_t> name;    // lowest member by slot
-  Buffer<int32_t> parent;  // of each node: a lower member of its cluster, or itself
-  Buffer<double> sums, masses;
-  Buffer<T> features, weights;  // sums and masses in T: what values are computed from
-  Buffer<T> panels, rows;
-  Buffer<T> value;  // best, or bound, by slot; 0 if none is positive
-  Buffer<int32_t> partner;
-  Buffer<T> top;  // largest value by panel
+  Scratch<int32_t> name;    // lowest member by slot
+  Scratch<int32_t> parent;  // of each node: a lower member of its cluster, or itself
+  Scratch<double> sums, masses;
+  Scratch<T> features, weights;  // sums and masses in T: what values are computed from
+  Scratch<T> panels, rows;
+  Scratch<T> value;  // best, or bound, by slot; 0 if none is positive
+  Scratch<int32_t> partner;
+  Scratch<T> top;  // largest value by panel
 
   Contraction(const Nodes& nodes, int64_t first, int64_t n)
       : nodes(nodes),
@@ -236,7 +236,7 @@ struct Contraction {
   // Moves the living together, in their order.
   void compact() {
     const int64_t dims = nodes.dims;
-    Buffer<int32_t> moved(slots);
+    Scratch<int32_t> moved(slots);
     if (!moved) return;  // goes on as it is
     int64_t to = 0;
     for (int64_t s = 0; s < slots; ++s) {
@@ -311,7 +311,10 @@ int run_gaec(const Gaec& k) {
     if (k.nodes.offsets[b + 1] - k.nodes.offsets[b] > std::numeric_limits<int32_t>::max())
       return kBadArgument;
   int status = kOk;
-  each_quantum(bounds, 1, k.exec.threads, [&](int, int64_t, int64_t b) {
+  const Nodes& nodes = k.nodes;
+  const int64_t work = pairs_of(nodes.offsets, nodes.offsets, nodes.instances) * nodes.dims;
+  const int threads = useful_threads(k.exec.threads, work, TILE_GRAIN);
+  each_quantum(bounds, 1, threads, [&](int, int64_t, int64_t b) {
     const int one = contract_instance<T>(k, b);
     if (one != kOk) __atomic_store_n(&status, one, __ATOMIC_RELAXED);
   });

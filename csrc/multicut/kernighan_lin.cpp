@@ -115,7 +115,7 @@ class Chains {
   double one_round() {
     const int64_t count = count_;
     const bool all = k_.neighbors == 0 || k_.neighbors >= count - 1;
-    Buffer<uint8_t> near(all ? 1 : count * count);
+    Scratch<uint8_t> near(all ? 1 : count * count);
     if (!near || (!all && !find_near(near.get()))) return std::nan("");
     double gain = 0;
     for (int64_t a = 0; a < count; ++a)
@@ -139,7 +139,7 @@ class Chains {
   // near[a * count + b] for a < b: one is among the other's `neighbors` of largest mean value.
   bool find_near(uint8_t* near) const {
     const int64_t count = count_;
-    Buffer<Near> row(count);
+    Scratch<Near> row(count);
     if (!row) return false;
     std::memset(near, 0, size_t(count * count));
     for (int64_t a = 0; a < count; ++a) {
@@ -285,16 +285,19 @@ class Chains {
   const T* const x_;
   const T* const w_;
   int64_t count_ = 0;
-  Buffer<Group> groups_;
-  Buffer<int32_t> next_, nodes_, chain_;
-  Buffer<double> sums_, masses_, gathered_, factors_, gain_, sign_;
+  Scratch<Group> groups_;
+  Scratch<int32_t> next_, nodes_, chain_;
+  Scratch<double> sums_, masses_, gathered_, factors_, gain_, sign_;
 };
 
 template <class T>
 int run_kernighan_lin(const KernighanLin& k) {
   const int64_t bounds[2] = {0, k.nodes.instances};
   int status = kOk;
-  each_quantum(bounds, 1, k.exec.threads, [&](int, int64_t, int64_t b) {
+  const Nodes& nodes = k.nodes;
+  const int64_t work = pairs_of(nodes.offsets, nodes.offsets, nodes.instances) * nodes.dims;
+  const int threads = useful_threads(k.exec.threads, work, TILE_GRAIN);
+  each_quantum(bounds, 1, threads, [&](int, int64_t, int64_t b) {
     Chains<T> chains(k, b);
     const double gain = chains.ready() ? chains.run() : std::nan("");
     k.gains[b] = gain;

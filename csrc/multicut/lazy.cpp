@@ -152,10 +152,10 @@ class Greedy {
 
   const Lazy& k_;
   const int64_t first_, n_, dims_;
-  Buffer<double> sums_, masses_;
-  Buffer<int32_t> parent_, version_, head_, tail_;
-  Buffer<int32_t> seen_;  // of a cluster: the last union that has met it
-  Buffer<Link> links_;
+  Scratch<double> sums_, masses_;
+  Scratch<int32_t> parent_, version_, head_, tail_;
+  Scratch<int32_t> seen_;  // of a cluster: the last union that has met it
+  Scratch<Link> links_;
   Edge* heap_ = nullptr;
   int64_t count_ = 0, room_ = 0, used_ = 0;
   int32_t stamp_ = 0;
@@ -169,10 +169,13 @@ int run_lazy(const Lazy& k) {
   }
   const int64_t bounds[2] = {0, k.nodes.instances};
   int status = kOk;
-  each_quantum(bounds, 1, k.exec.threads, [&](int, int64_t, int64_t b) {
-    Greedy greedy(k, b);
-    if (!greedy.run<T>()) __atomic_store_n(&status, int(kOutOfMemory), __ATOMIC_RELAXED);
-  });
+  const int64_t work = k.nodes.rows * k.neighbors_per_node * k.nodes.dims;
+  each_quantum(bounds, 1, useful_threads(k.exec.threads, work, SCALAR_GRAIN),
+               [&](int, int64_t, int64_t b) {
+                 Greedy greedy(k, b);
+                 if (!greedy.run<T>())
+                   __atomic_store_n(&status, int(kOutOfMemory), __ATOMIC_RELAXED);
+               });
   return status;
 }
 

@@ -65,14 +65,15 @@ int run_negative_sum(const NegativeSum& k) {
   const Nodes& nodes = k.nodes;
   const Side<T> side = side_of<T>(nodes, nodes.features, nodes.weights);
   const int64_t inner = side.inner(), instances = nodes.instances;
-  Buffer<int64_t> starts(instances + 1), blocks(instances + 1);
+  Scratch<int64_t> starts(instances + 1), blocks(instances + 1);
   if (!starts || !blocks) return kOutOfMemory;
   quanta(nodes.offsets, instances, COLS<T>, starts.get());
   quanta(nodes.offsets, instances, BLOCK_ROWS, blocks.get());
-  const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[instances])));
-  Buffer<T> packed(starts[instances] * inner * COLS<T>), row_store(threads * BLOCK_ROWS * inner);
-  Buffer<double> sums(blocks[instances]);
+  const int64_t work = pairs_of(nodes.offsets, nodes.offsets, instances) * inner / 2;
+  const int threads = int(std::max<int64_t>(
+      1, std::min<int64_t>(useful_threads(k.exec.threads, work, TILE_GRAIN), blocks[instances])));
+  Scratch<T> packed(starts[instances] * inner * COLS<T>), row_store(threads * BLOCK_ROWS * inner);
+  Scratch<double> sums(blocks[instances]);
   if (!packed || !row_store || !sums) return kOutOfMemory;
   const bool tame =
       pack_panels(side, nodes.offsets, starts.get(), instances, threads, packed.get());

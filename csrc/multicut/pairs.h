@@ -8,9 +8,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 
+#include "common/ceil_div.h"
+#include "common/scratch.h"
 #include "common/tile.h"
 #include "multicut/kernels.h"
 
@@ -22,25 +23,6 @@ using tile::LANES;
 using tile::ROWS;
 using tile::Tile;
 
-// Memory that is freed at the end of the scope; null if there is none.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) {
-    const size_t bytes = (size_t(std::max<int64_t>(count, 1)) * sizeof(T) + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* get() const { return data_; }
-  T& operator[](int64_t i) const { return data_[i]; }
-  explicit operator bool() const { return data_ != nullptr; }
-
- private:
-  T* data_;
-};
-
 template <class T>
 constexpr T NEGATIVE_INFINITY = -std::numeric_limits<T>::infinity();
 
@@ -48,8 +30,6 @@ constexpr T NEGATIVE_INFINITY = -std::numeric_limits<T>::infinity();
 // every level, so that a block starts with a panel.
 constexpr int64_t BLOCK_ROWS = 96;
 static_assert(BLOCK_ROWS % ROWS == 0 && BLOCK_ROWS % COLS<float> == 0);
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One side of the product. A node is its coordinates and, if alpha is not 0, one more: sqrt |alpha|
 // w, which one side carries with the sign of -alpha. So s_ij is one chain of multiply-adds with the
@@ -124,6 +104,23 @@ struct Panels {
   }
   int64_t columns(int64_t instance) const { return offsets[instance + 1] - offsets[instance]; }
 };
+
+// A thread is not worth waking for less than so many multiply-adds of tiles, or so many steps of
+// scalar code: some 20 us either way. Waking costs a few, and a whole time slice of the scheduler
+// where other processes keep the processors busy.
+constexpr int64_t TILE_GRAIN = 1 << 20, SCALAR_GRAIN = 1 << 15;
+
+inline int useful_threads(int threads, int64_t work, int64_t grain) {
+  return int(std::max<int64_t>(1, std::min<int64_t>(threads, work / grain)));
+}
+
+// Pairs of rows and columns of the same instance.
+inline int64_t pairs_of(const int64_t* rows, const int64_t* columns, int64_t instances) {
+  int64_t pairs = 0;
+  for (int64_t b = 0; b < instances; ++b)
+    pairs += (rows[b + 1] - rows[b]) * (columns[b + 1] - columns[b]);
+  return pairs;
+}
 
 // First quantum of each instance when every instance is cut in quanta of `size` items.
 inline void quanta(const int64_t* offsets, int64_t instances, int64_t size, int64_t* starts) {

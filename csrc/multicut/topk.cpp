@@ -110,19 +110,19 @@ void walk_upper(const Panels<T>& panels, int64_t instance, int64_t block, const 
 }
 
 template <class T>
-int best_partner(const TopK& k, const Panels<T>& panels, const Side<T>& side) {
+int best_partner(const TopK& k, const Panels<T>& panels, const Side<T>& side, int most_threads) {
   const Nodes& nodes = k.nodes;
-  Buffer<int64_t> blocks(nodes.instances + 1);
+  Scratch<int64_t> blocks(nodes.instances + 1);
   if (!blocks) return kOutOfMemory;
   quanta(nodes.offsets, nodes.instances, BLOCK_ROWS, blocks.get());
   const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
+      int(std::min<int64_t>(most_threads, std::max<int64_t>(1, blocks[nodes.instances])));
   const int64_t padded = panels.starts[nodes.instances] * COLS<T>;
-  Buffer<T> column_value(threads * padded), row_store(threads * BLOCK_ROWS * panels.inner);
-  Buffer<int32_t> column_index(threads * padded);
+  Scratch<T> column_value(threads * padded), row_store(threads * BLOCK_ROWS * panels.inner);
+  Scratch<int32_t> column_index(threads * padded);
   if (!column_value || !column_index || !row_store) return kOutOfMemory;
   T* values = static_cast<T*>(k.values);
-  Buffer<char> seen(threads);
+  Scratch<char> seen(threads);
   if (!seen) return kOutOfMemory;
   for (int t = 0; t < threads; ++t) seen[t] = 0;
 
@@ -179,16 +179,16 @@ int best_partner(const TopK& k, const Panels<T>& panels, const Side<T>& side) {
 // ------------------------------------------------------------------------- k best of other columns
 
 template <class T>
-int best_columns(const TopK& k, const Panels<T>& panels, const Side<T>& side) {
+int best_columns(const TopK& k, const Panels<T>& panels, const Side<T>& side, int most_threads) {
   const Nodes& nodes = k.nodes;
-  Buffer<int64_t> blocks(nodes.instances + 1);
+  Scratch<int64_t> blocks(nodes.instances + 1);
   if (!blocks) return kOutOfMemory;
   quanta(nodes.offsets, nodes.instances, BLOCK_ROWS, blocks.get());
   const int threads =
-      int(std::max<int64_t>(1, std::min<int64_t>(k.exec.threads, blocks[nodes.instances])));
+      int(std::min<int64_t>(most_threads, std::max<int64_t>(1, blocks[nodes.instances])));
   const int64_t room = std::max<int64_t>(2 * k.k, k.k + 16);
-  Buffer<T> row_store(threads * BLOCK_ROWS * panels.inner);
-  Buffer<Candidate<T>> lists(threads * BLOCK_ROWS * room);
+  Scratch<T> row_store(threads * BLOCK_ROWS * panels.inner);
+  Scratch<Candidate<T>> lists(threads * BLOCK_ROWS * room);
   if (!row_store || !lists) return kOutOfMemory;
 
   each_quantum(blocks.get(), nodes.instances, threads, [&](int t, int64_t b, int64_t block) {
@@ -227,19 +227,22 @@ int run_topk(const TopK& k) {
   const Side<T> rows = side_of<T>(nodes, nodes.features, nodes.weights);
   const Side<T> columns = own ? rows : side_of<T>(nodes, k.other, k.other_weights);
   const int64_t* offsets = own ? nodes.offsets : k.other_offsets;
-  Buffer<int64_t> starts(nodes.instances + 1);
+  Scratch<int64_t> starts(nodes.instances + 1);
   if (!starts) return kOutOfMemory;
   quanta(offsets, nodes.instances, COLS<T>, starts.get());
   for (int64_t b = 0; b < nodes.instances; ++b)
     if (offsets[b + 1] - offsets[b] > std::numeric_limits<int32_t>::max()) return kBadArgument;
   const int64_t inner = rows.inner();
-  Buffer<T> packed(starts[nodes.instances] * inner * COLS<T>);
+  Scratch<T> packed(starts[nodes.instances] * inner * COLS<T>);
   if (!packed) return kOutOfMemory;
+  const bool half = own && k.k == 1 && k.self == 0;  // each pair once
+  const int64_t work = pairs_of(nodes.offsets, offsets, nodes.instances) * inner / (half ? 2 : 1);
+  const int threads = useful_threads(k.exec.threads, work, TILE_GRAIN);
   const bool tame =
-      pack_panels(columns, offsets, starts.get(), nodes.instances, k.exec.threads, packed.get());
+      pack_panels(columns, offsets, starts.get(), nodes.instances, threads, packed.get());
   const Panels<T> panels{packed.get(), offsets, starts.get(), inner, tame};
-  if (own && k.k == 1 && k.self == 0) return best_partner<T>(k, panels, rows);
-  return best_columns<T>(k, panels, rows);
+  return half ? best_partner<T>(k, panels, rows, threads)
+              : best_columns<T>(k, panels, rows, threads);
 }
 
 }  // namespace

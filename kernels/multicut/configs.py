@@ -68,7 +68,8 @@ CONFIGS = {
         (MOST_K, Config(16, 64, 64, 4, 2)),
     ),
     4: (
-        (16, Config(64, 64, 32, 8, 2)),
+        (2, Config(64, 64, 32, 8, 3)),
+        (16, Config(64, 32, 32, 4, 2)),
         (64, Config(32, 64, 32, 8, 2)),
         (MOST_K, Config(16, 64, 32, 8, 2)),
     ),
@@ -94,7 +95,7 @@ CONFIGS_HIP = {
 }
 # Where values may be NaN or infinite every comparison is several, and speed does not matter.
 CONFIGS_WILD = (
-    (2, Config(16, 16, 16, 4, 1)),
+    (2, Config(16, 16, 16, 2, 1)),
     (64, Config(16, 16, 16, 8, 1)),
     (MOST_K, Config(8, 16, 16, 4, 1)),
 )

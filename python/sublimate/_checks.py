@@ -40,6 +40,11 @@ def floating_tensor(argument: str, x: Any) -> None:
         raise fail_kind(argument, "a dense (strided) tensor", str(x.layout))
 
 
+def module(argument: str, model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise fail_type(argument, "a torch.nn.Module", model)
+
+
 def same_as(argument: str, x: Tensor, other_argument: str, other: Tensor) -> None:
     """x agrees with other in shape, dtype and device."""
     if x.shape != other.shape:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from . import _checks
+
 _ORIGINAL = "_sublimate_original"  # in __dict__ of a replacement: what stood there before
 
 
@@ -106,7 +108,11 @@ def restore(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> int:
 
     Returns:
         Number of places restored.
+
+    Raises:
+        TypeError: not a torch.nn.Module.
     """
+    _checks.module("model", model)
     count = 0
     for parent in list(model.modules()):
         for attribute, child in list(parent._modules.items()):

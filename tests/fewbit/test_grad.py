@@ -465,3 +465,28 @@ def test_threads_of_python(lane):
         for w in work:
             assert_same_bits(w.result()[1], due)
     assert EAGER["mish"](x[:1]).shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: fewbit.gelu(x),
+        lambda x: fewbit.swiglu(x, x),
+        lambda x: fewbit.activation(x, fewbit.fit_codebook(torch.sin, 2)),
+    ],
+)
+def test_no_gradient_arrives(f):
+    """A later function that gives no gradient leaves none here, as with torch's own activations."""
+
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return None
+
+    x = torch.randn(40, requires_grad=True)
+    Cut.apply(f(x)).sum().backward()
+    assert x.grad is None

@@ -22,7 +22,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def everything(case) -> list[torch.Tensor]:
-    state = slots_of(case, 9, 3)
+    state = slots_of(case, 200, 3)  # enough work for a second thread
     target, gain = run.multicut_best_cluster(*case.nodes, *state, "cpu")
     order = torch.arange(len(case.features))
     out = [target, gain]
@@ -51,11 +51,25 @@ def test_primitives(sizes, dtype):
 
 def test_large_sums():
     """Enough members that the sums are divided over threads."""
-    x, labels = torch.randn(20_000, 8), torch.randint(0, 40, (20_000,))
+    x, labels = torch.randn(40_000, 8), torch.randint(0, 40, (40_000,))
     with threads(1):
         one = run.multicut_contract(x, None, labels, 40, "cpu")
     two = run.multicut_contract(x, None, labels, 40, "cpu")
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_moves_of_large_instances():
+    """Enough nodes that the instances are divided over threads."""
+    case = mixture((1500, 0, 1300, 700), 24)
+    state = slots_of(case, 9, 3)
+    target, _ = run.multicut_best_cluster(*case.nodes, *state, "cpu")
+    order = torch.arange(len(case.features))
+    found = []
+    for count in (1, 2):
+        with threads(count):
+            found.append(run.multicut_move(*case.nodes, *state, order, case.offsets, target, "cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert int(found[0][-1].sum()) > 0
 
 
 @pytest.mark.parametrize("method", ["auto", "average", "lazy"])

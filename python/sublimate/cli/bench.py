@@ -49,6 +49,13 @@ def bench(
     plots: Annotated[
         Path | None, typer.Option("--plots", help="Draw pictures from the CSV into this folder.")
     ] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", help="Also show this run against that CSV.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Measure nothing; write this page from bench/results."),
+    ] = None,
     list_only: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -80,12 +87,17 @@ def bench(
         for name in run.listing(families, case):
             typer.echo(name)
         return
+    if report is not None:
+        importlib.import_module("bench.harness.report").write(report)
+        return
+    if compare is not None and not compare.is_file():
+        raise typer.BadParameter(f"no such file: {compare}", param_hint="--compare")
     # Relative to where the user is; workers run in the checkout.
     out, plots = (p.resolve() if p is not None else None for p in (out, plots))
     chosen = tuple(provider or ())
     try:
         status = run.main(
-            families, case, allocator, threads, rounds, quick, chosen, out, plots, as_json
+            families, case, allocator, threads, rounds, quick, chosen, out, plots, as_json, compare
         )
     except (RuntimeError, ValueError) as error:
         _stop(str(error))

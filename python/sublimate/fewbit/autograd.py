@@ -52,13 +52,16 @@ class FewBit(torch.autograd.Function):
         ctx.bits, ctx.backend = inputs[-2:]
         ctx.stride = y.stride()
         ctx.mark_non_differentiable(packed)
+        ctx.set_materialize_grads(False)  # no zeros of the codes' size for the second output
         ctx.save_for_backward(packed, inputs[3])
 
     @staticmethod
     @refuse_double_backward(NO_SECOND)
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
-        packed, levels = ctx.saved_tensors
-        dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> Any:
+        dx = None
+        if dy is not None:
+            packed, levels = ctx.saved_tensors
+            dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
         return dx, *(None,) * 9
 
 
@@ -101,13 +104,16 @@ class FewBitGiven(torch.autograd.Function):
         # The codes follow the memory order of x, which need not be that of f(x).
         ctx.stride = torch.empty_like(inputs[0]).stride()
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1], inputs[5])
 
     @staticmethod
     @refuse_double_backward(NO_SECOND)
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> Any:
-        packed, levels = ctx.saved_tensors
-        dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> Any:
+        dx = None
+        if dy is not None:
+            packed, levels = ctx.saved_tensors
+            dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
         return dx, *(None,) * 8
 
 
@@ -137,16 +143,19 @@ class FewBitGated(torch.autograd.Function):
         gate, up, _, _, levels, values, ctx.fn, ctx.keep, ctx.bits, ctx.backend = inputs
         _, packed, scale = output
         ctx.mark_non_differentiable(packed, scale)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(up if ctx.keep == "up" else gate, packed, scale, levels, values)
 
     @staticmethod
     @refuse_double_backward(NO_SECOND)
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> Any:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> Any:
+        none = (None,) * 8
+        if dy is None:
+            return None, None, *none
         kept, packed, scale, levels, values = ctx.saved_tensors
         need_gate, need_up = ctx.needs_input_grad[:2]
         dgate, dup = ops.fewbit_gated_bwd(
             dy, kept, packed, scale, levels, values, ctx.fn, ctx.bits, ctx.keep, need_gate, need_up,
             ctx.backend,
         )  # fmt: skip
-        none = (None,) * 8
         return dgate if need_gate else None, dup if need_up else None, *none

@@ -212,8 +212,7 @@ def convert(
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged.
     """
-    if not isinstance(model, nn.Module):
-        raise _checks.fail_type("model", "a torch.nn.Module", model)
+    _checks.module("model", model)
     _checks.integer_between("bits", bits, 1, 4)
     if calibrate is not None and (
         isinstance(calibrate, Tensor) or not hasattr(calibrate, "__iter__")
@@ -246,5 +245,9 @@ def convert(
 
 
 def restore(model: nn.Module) -> int:
-    """Undoes ``convert``: puts the original activations back; returns how many."""
+    """Undoes ``convert``: puts the original activations back; returns how many.
+
+    Raises:
+        TypeError: not a torch.nn.Module.
+    """
     return _convert.restore(model, CONVERTED)

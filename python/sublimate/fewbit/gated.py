@@ -133,7 +133,11 @@ def geglu(
     keep: str = "up",
     backend: str | None = None,
 ) -> Tensor:
-    """gelu(gate) * up keeping one branch and a b-bit code of the other; as ``swiglu``."""
+    """gelu(gate) * up keeping one branch and a b-bit code of the other; otherwise as ``swiglu``.
+
+    Args:
+        approximate: "none" or "tanh", as in torch.nn.functional.gelu.
+    """
     _checks.one_of("approximate", approximate, ("none", "tanh"))
     name = "gelu" if approximate == "none" else "gelu_tanh"
     return gated_unit(name, gate, up, bits, codebook, keep, backend)

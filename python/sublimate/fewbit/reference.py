@@ -1,8 +1,7 @@
 """The truth for few-bit activations: plain PyTorch, written to be read.
 
-Everything here works on any device and in any floating dtype, and needs nothing but torch. The
-compiled backends are held to these functions; these are held to closed forms and to torch's own
-gradients.
+Works on any device and in any floating dtype. The compiled backends are held to these functions;
+these are held to closed forms and to torch's own gradients.
 
 Source: Novikov et al., "Few-Bit Backward: Quantized Gradients of Activation Functions for Memory
 Footprint Reduction", ICML 2023. Layout of the packed codes: ``pack``.
@@ -495,8 +494,6 @@ def gated(
     scale.
     """
     bits = (levels.numel() - 1).bit_length()
-    acc = accumulator(gate.dtype)
-    y: Tensor = QuantizedGated.apply(
-        gate, up, name, keep, borders, codes, levels.to(acc), values.to(acc), bits
-    )[0]
+    tables = [t.to(accumulator(gate.dtype)) for t in (levels, values)]
+    y: Tensor = QuantizedGated.apply(gate, up, name, keep, borders, codes, *tables, bits)[0]
     return y

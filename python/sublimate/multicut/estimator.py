@@ -27,8 +27,7 @@ from .path import suggest_alpha
 
 
 class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Correlation clustering of the complete graph of inner products; the number of clusters is a
-    result.
+    """Correlation clustering of the complete graph of inner products, of any number of clusters.
 
     Args:
         alpha: inner product above which two samples attract one another. With unit features the

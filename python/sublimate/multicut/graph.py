@@ -38,6 +38,10 @@ def gaec_graph(
         labels (nodes,) int64, numbered by first appearance; with ``return_merges`` also the merges
         (c, 2), smallest members of the two clusters, and their costs (c,) float64.
 
+    Raises:
+        TypeError, ValueError: a bad argument; raised before anything runs.
+        BackendUnavailable: a GPU backend was named.
+
     O(m log m) for the heap, plus for each contraction the degree of the absorbed cluster.
     """
     if not isinstance(edges, Tensor):

@@ -40,6 +40,8 @@ def margin_loss(
     and Interdependent Output Variables", JMLR 2005; margin = 0 is the structured perceptron.)
 
     Args:
+        features, alpha, weights, negative_dims, offsets, backend: as in ``dense_multicut``; alpha
+            also a 0-dim tensor.
         target_labels: an integer per node, any numbering.
         margin: a finite number >= 0, in units of s_ij per pair.
         reduction: "mean": per pair of nodes, averaged over the instances; "sum": over all pairs and

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _backends, _native
 from .._dtypes import accumulator
 from .._native import multicut as native
-from . import reference, reference_graph, reference_lazy
+from . import reference, reference_graph, reference_kernighan_lin, reference_lazy
 
 _library = torch.library.Library("sublimate", "FRAGMENT")
 
@@ -206,7 +206,7 @@ def _kernighan_lin(  # type: ignore[no-untyped-def]
 ):
     nodes = native.Nodes(features, weights, offsets, alpha, negative_dims)
     if backend == "reference" or _native.CPU.reason() is not None:
-        return reference.kernighan_lin(*nodes, labels, neighbors, rounds)
+        return reference_kernighan_lin.kernighan_lin(*nodes, labels, neighbors, rounds)
     host, (chained,) = _on_host(nodes, labels.clone())
     gains = _alloc_per_instance(host.features, host.offsets, torch.float64)
     native.kernighan_lin("cpu", host, chained, neighbors, rounds, gains)

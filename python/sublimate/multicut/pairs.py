@@ -27,6 +27,7 @@ def assign(
 
     Args:
         features, labels: (n, d) and (n,): a clustering, any numbering.
+        alpha, weights, negative_dims, backend: as in ``dense_multicut``.
         new_features: (m, d), same dtype and device.
         new_weights: (m,), default 1.
         reject: label -1 where the node repels every cluster, so that it would rather be alone.
@@ -119,7 +120,7 @@ def inner_product_topk(
 
     Args:
         features: (n, d) or (B, n, d).
-        k: at least 1.
+        k: at least 1. alpha, negative_dims, backend: as in ``dense_multicut``.
         other: (m, d) or (B, m, d): the columns; default the features themselves.
         weights, other_weights: default 1.
         exclude_self: without ``other``, leave the pair (i, i) out.

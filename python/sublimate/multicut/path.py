@@ -24,7 +24,7 @@ def alpha_path(
     """Average linkage once; the result gives the partition for every alpha.
 
     Args:
-        features: (n, d).
+        features: (n, d). weights, negative_dims, backend: as in ``dense_multicut``.
 
     Returns:
         ``AlphaPath`` with ``labels(alpha)``, ``n_clusters(alpha)`` and ``alpha_for(n_clusters)``.
@@ -59,7 +59,7 @@ def suggest_alpha(
     """An alpha to start from; give exactly one of ``quantile`` and ``n_clusters``.
 
     Args:
-        features: (n, d) with n >= 2.
+        features: (n, d) with n >= 2. weights, negative_dims, backend: as in ``dense_multicut``.
         quantile: from 0 to 1: this share of pairs repels. All pairs are looked at for n <= 2048,
             else two million drawn from a fixed seed: within 0.1 % of the quantile asked for.
         n_clusters: average linkage finds so many clusters at the alpha returned; the default solver

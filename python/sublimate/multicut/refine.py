@@ -55,9 +55,9 @@ class _Search:
         self.instance = level.instance()
         self.sizes = level.offsets.diff()
         x = level.features
-        squares = x.square().sum(1)
-        weight = 1.0 if level.weights is None else level.weights.square()
-        self.reach = (squares + abs(level.alpha) * weight).sqrt()
+        ones = x.new_ones(()) if level.weights is None else level.weights
+        length = torch.linalg.vector_norm(x, dim=1)
+        self.reach = torch.hypot(length, abs(level.alpha) ** 0.5 * ones)
         self._lay_out(partition)
 
     def _lay_out(self, partition: Partition) -> None:
@@ -138,8 +138,8 @@ class _Search:
 
     def _widen(self, sums: Tensor, masses: Tensor) -> None:
         """Raises the bounds by what the change from these sums to the present ones may be worth."""
-        change = (self.sums - sums).square().sum(1)
-        change = (change + abs(self.level.alpha) * (self.masses - masses).square()).sqrt()
+        change = torch.linalg.vector_norm(self.sums - sums, dim=1)
+        change = torch.hypot(change, abs(self.level.alpha) ** 0.5 * (self.masses - masses))
         largest = change.new_zeros(len(self.sizes))
         largest = largest.scatter_reduce(0, self.slot_instance, change, "amax")
         change = change.to(self.reach.dtype)

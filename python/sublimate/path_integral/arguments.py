@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .._checks import fail_kind, fail_type
 from .._dtypes import accumulator
+from .._modes import ordinary_tensors
 
 Forward = Callable[..., Any]
 
@@ -56,6 +58,8 @@ class Space:
         """[R, *shape] -> [R, E] in the accumulator's dtype."""
         if self.complex:
             x = torch.view_as_real(x)
+        elif x.dim() == 2 and x.dtype is self.acc:
+            return x
         return x.reshape(x.shape[0], self.size).to(self.acc)
 
     def as_model_input(self, z: Tensor) -> Tensor:
@@ -110,11 +114,33 @@ def check_inputs(inputs: Any) -> tuple[Tensor, ...]:
     return found
 
 
+def parameters_of(module: torch.nn.Module) -> list[Tensor]:
+    """``module.parameters()``, in its order, without the names, which take most of its time; a
+    shared one may come twice."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return list(module.parameters())
+    found: list[Tensor] = []
+    pending: list[Any] = [module]
+    seen = set()
+    while pending:
+        m = pending.pop()
+        if m is None or m in seen:
+            continue
+        seen.add(m)
+        found += [p for p in m._parameters.values() if p is not None]
+        if m._modules:
+            pending += reversed(m._modules.values())
+    return found
+
+
 def parameter_dtype(forward: Forward) -> torch.dtype | None:
     """Dtype of the first floating parameter of a module."""
     if not isinstance(forward, torch.nn.Module):
         return None
-    return next((p.dtype for p in forward.parameters() if p.is_floating_point()), None)
+    for p in parameters_of(forward):
+        if p.dtype.is_floating_point:
+            return p.dtype
+    return None
 
 
 def spaces(forward: Forward, inputs: tuple[Tensor, ...]) -> tuple[Space, ...]:
@@ -157,6 +183,8 @@ def flat_baselines(
             full = x.dtype if space.complex else space.acc
             if isinstance(b, Tensor):
                 b = b.to(device=x.device, dtype=full).expand(1, *x.shape[1:])
+            elif b == 0:
+                b = x.new_zeros((1, *x.shape[1:]), dtype=full)
             else:
                 b = torch.full((1, *x.shape[1:]), b, dtype=full, device=x.device)
         else:
@@ -246,17 +274,50 @@ class Target:
             TypeError: the output is no floating tensor.
             ValueError: no target where one is needed, or one out of range.
         """
+        self._check_output(output)
+        if self.all:
+            return list(output.reshape(output.shape[0], -1).unbind(1))
+        return [self._pick_one(output, index, points, batch) for index in self.indices]
+
+    def roots(self, output: Any, points: int, batch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each target: what to differentiate, the gradient to start with, and ``pick``'s value.
+
+        A class of [rows, classes] starts from a matrix with ones in its column, where backward of
+        a selection would begin by making that matrix.
+        """
+        self._check_output(output)
+        rows = points * batch
+        flat = output.reshape(output.shape[0], -1) if self.all else output
+        if self.all and flat.shape[0] != rows:
+            raise fail_value("forward", f"{rows} rows of output", flat.shape[0])
+        if flat.dim() != 2 or flat.is_complex() or flat.shape[0] != rows:
+            picked = self.pick(output, points, batch)
+            picked = [v.real if v.is_complex() else v for v in picked]
+            return [(v, torch.ones_like(v), v.detach()) for v in picked]
+        indices = [(i,) for i in range(flat.shape[1])] if self.all else self.indices
+        found = []
+        seen = flat.detach()
+        for index in indices:
+            values = self._pick_one(seen, index, points, batch)
+            if index is None:
+                found.append((flat, torch.ones_like(flat), values))
+                continue
+            (t,) = index
+            if isinstance(t, Tensor):
+                place = (t.to(flat.device) % flat.shape[1]).repeat(points)[:, None]
+                found.append((flat, torch.zeros_like(flat).scatter_(1, place, 1), values))
+            else:
+                found.append((flat, _column(flat, t), values))
+        return found
+
+    def _check_output(self, output: Any) -> None:
         if not isinstance(output, Tensor):
             raise fail_type("forward", "a function that returns a torch.Tensor", output)
         if not (output.is_floating_point() or output.is_complex()):
             raise fail_kind("forward", "a function that returns floating numbers",
                             str(output.dtype))  # fmt: skip
-        if self.all:
-            if output.dim() < 2:
-                raise fail_value("target", "an output with classes for 'all'", tuple(output.shape))
-            flat = output.reshape(output.shape[0], -1)
-            return list(flat.unbind(1))
-        return [self._pick_one(output, index, points, batch) for index in self.indices]
+        if self.all and output.dim() < 2:
+            raise fail_value("target", "an output with classes for 'all'", tuple(output.shape))
 
     @staticmethod
     def _pick_one(output: Tensor, index: Index | None, points: int, batch: int) -> Tensor:
@@ -282,6 +343,8 @@ class Target:
                     "target", f"indices below {size}, the size of the output",
                     high if high >= size else low,
                 )  # fmt: skip
+        if len(index) == 1 and isinstance(index[0], int):
+            return output.select(1, index[0])
         place: tuple[Any, ...] = (slice(None), *index)
         if any(isinstance(t, Tensor) for t in index):
             where = [
@@ -289,6 +352,30 @@ class Target:
             ]
             place = (torch.arange(rows, device=output.device), *where)
         return output[place]
+
+
+_KEPT = 2**14  # elements of a matrix worth keeping
+
+
+def _column(like: Tensor, column: int) -> Tensor:
+    """Zeros in the shape of ``like``, with ones in a column; not to be written to."""
+    if like.numel() > _KEPT:
+        return _new_column(like.shape, column, like.dtype, like.device)
+    return _kept_column(like.shape, column, like.dtype, like.device)
+
+
+def _new_column(shape: torch.Size, column: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    ones = torch.zeros(shape, dtype=dtype, device=device)
+    ones[:, column] = 1
+    return ones
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_column(
+    shape: torch.Size, column: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with ordinary_tensors():
+        return _new_column(shape, column, dtype, device)
 
 
 def select_args(args: Sequence[Any], rows: slice | Tensor, batch: int) -> tuple[Any, ...]:

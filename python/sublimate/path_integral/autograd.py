@@ -42,7 +42,7 @@ def points(
         return reference.points(*arguments)
     if _records(x, base):
         return _Points.apply(*arguments, backend)
-    return _ops.path_points(*arguments, backend)
+    return registered.points(*arguments, backend)
 
 
 def accumulate(
@@ -61,7 +61,7 @@ def accumulate(
             return reference.accumulate(grads, weight, acc, square, second)
         first = _Accumulate.apply(grads, weight, backend)
         return first if acc is None else acc + first, first.new_empty(0)
-    return _ops.path_accumulate(grads, weight, acc, square, second, backend)
+    return registered.accumulate(grads, weight, acc, square, second, backend)
 
 
 def accumulate_difference(
@@ -85,7 +85,7 @@ def accumulate_difference(
             )
         first = _AccumulateDifference.apply(grads, weight, x, base, index, backend)
         return first if acc is None else acc + first, first.new_empty(0)
-    return _ops.path_accumulate_difference(
+    return registered.accumulate_difference(
         grads, weight, x, base, index, acc, square, second, backend
     )
 
@@ -111,7 +111,7 @@ def scale(acc: Tensor, x: Tensor, base: Tensor, backend: str) -> tuple[Tensor, T
     """``reference.scale``."""
     if backend == "reference" or _records(acc, x, base):
         return reference.scale(acc, x, base)
-    return _ops.path_scale(acc, x, base, backend)
+    return registered.scale(acc, x, base, backend)
 
 
 # ---------------------------------------------------------------------------------- linear maps

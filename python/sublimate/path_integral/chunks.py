@@ -7,7 +7,6 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import fail_type
-from .arguments import Forward, Space, Target, fail_value, repeat_args, select_args
+from .._modes import ordinary
+from .arguments import (
+    Forward,
+    Space,
+    Target,
+    fail_value,
+    parameters_of,
+    repeat_args,
+    select_args,
+)
 
 #: Without a budget: rows whose saved activations fill this much, but no fewer than _LEAST_ROWS.
 #: On CPUs 40 to 200 rows at once are fastest for convolutions and transformers, and small models
 #: want thousands.
-_DEFAULT_BYTES = 4 * 2**20
+_DEFAULT_BYTES = 5 * 2**19
 _LEAST_ROWS = 64
 _TINY = 2**19  # bytes of all points together: not worth measuring the model
 
@@ -35,6 +43,8 @@ NO_PATH = (
 
 def modules_of(forward: Forward) -> list[nn.Module]:
     """Modules that a callable is, is bound to, is a partial of, or closes over."""
+    if isinstance(forward, nn.Module):
+        return [forward]
     found: list[nn.Module] = []
     pending: list[Any] = [forward]
     seen: set[int] = set()
@@ -57,24 +67,45 @@ def modules_of(forward: Forward) -> list[nn.Module]:
     return found
 
 
-@contextmanager
-def frozen(forward: Forward, freeze: bool) -> Iterator[None]:
+class frozen:
     """Parameters that ``forward`` can be seen to use ask for no gradient inside, so that autograd
     keeps no activations for them; exactly as before afterwards, also after an exception."""
-    asking: list[Tensor] = []
-    if freeze:
-        for module in modules_of(forward):
-            asking += [p for p in module.parameters() if p.requires_grad and p.is_leaf]
-    try:
-        for p in asking:
+
+    def __init__(self, forward: Forward, freeze: bool) -> None:
+        self.asking: list[Tensor] = []
+        if freeze:
+            for module in modules_of(forward):
+                self.asking += [p for p in parameters_of(module) if p.requires_grad and p.is_leaf]
+
+    def __enter__(self) -> None:
+        for p in self.asking:
             p.requires_grad_(False)
-        yield
-    finally:
-        for p in asking:
+
+    def __exit__(self, *_: object) -> None:
+        for p in self.asking:
             p.requires_grad_(True)
 
 
 # ---------------------------------------------------------------------------------- the gradient
+
+
+def _backward(
+    root: Tensor, start: Tensor, leaves: list[Tensor], keep: bool, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad``; straight to its engine where what it checks is known to hold, since
+    the checks cost a small model a tenth of its time."""
+    found: tuple[Tensor | None, ...]
+    if create_graph or not ordinary(root) or not all(type(t) is Tensor for t in leaves):
+        found = torch.autograd.grad(
+            root, leaves, start, retain_graph=keep or create_graph, create_graph=create_graph,
+            allow_unused=True,
+        )  # fmt: skip
+        return found
+    found = torch.autograd.graph._engine_run_backward(
+        (root,), (start,), keep, False, tuple(leaves), allow_unreachable=True,
+        accumulate_grad=False,
+    )  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True)
@@ -128,21 +159,17 @@ class Problem:
                 leaf = space.as_model_input(t)
                 leaves.append(leaf if leaf.requires_grad else leaf.requires_grad_())
             output = self.forward(*leaves, *repeat_args(self.args, points, self.batch))
-            picked = self.target.pick(output, points, self.batch)
-            last = len(picked) - 1
-            for i, values in enumerate(picked):
-                if not values.requires_grad:
+            if self.create_graph:
+                picked = self.target.pick(output, points, self.batch)
+                picked = [v.real if v.is_complex() else v for v in picked]
+                roots = [(v, torch.ones_like(v), v.detach()) for v in picked]
+            else:
+                roots = self.target.roots(output, points, self.batch)
+            last = len(roots) - 1
+            for i, (root, start, values) in enumerate(roots):
+                if not root.requires_grad:
                     raise RuntimeError(NO_PATH)
-                if values.is_complex():
-                    values = values.real
-                found = torch.autograd.grad(
-                    values,
-                    leaves,
-                    torch.ones_like(values),
-                    retain_graph=self.create_graph or i < last,
-                    create_graph=self.create_graph,
-                    allow_unused=True,
-                )
+                found = _backward(root, start, leaves, i < last, self.create_graph)
                 if all(g is None for g in found):
                     raise RuntimeError(
                         "forward: expected an output that depends on inputs, got one that depends "
@@ -152,7 +179,7 @@ class Problem:
                     torch.zeros_like(t) if g is None else s.flat_gradient(g, points)
                     for s, g, t in zip(self.layout, found, z, strict=True)
                 ]
-                yield values.detach(), flat
+                yield values, flat
 
 
 # -------------------------------------------------------------------------------------- chunking
@@ -219,6 +246,8 @@ class Limits:
 
     @staticmethod
     def of(memory_budget: Any, internal_batch_size: Any) -> Limits:
+        if memory_budget is None and internal_batch_size is None:
+            return _FREE
         for name, value in (
             ("memory_budget", memory_budget),
             ("internal_batch_size", internal_batch_size),
@@ -236,8 +265,10 @@ class Limits:
         total = max(1, points * problem.batch)
         if self.rows is not None and self.memory_budget is None:
             return min(total, self.rows)
+        if self.memory_budget is None and total <= _LEAST_ROWS:
+            return total
         own = sum(s.size * s.points.itemsize for s in problem.layout)
-        if self.memory_budget is None and (total <= _LEAST_ROWS or total * own <= _TINY):
+        if self.memory_budget is None and total * own <= _TINY:
             return total
         # Saved activations, as much again in passing, the points and their gradients.
         row = 2 * saved_per_row(problem) + 2 * own
@@ -250,6 +281,9 @@ class Limits:
         if self.rows is not None:
             rows = min(rows, self.rows)
         return min(total, rows)
+
+
+_FREE = Limits()
 
 
 def pieces(total: int, most: int) -> list[slice]:

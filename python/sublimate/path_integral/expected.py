@@ -113,7 +113,7 @@ def expected_gradients(
         ``standard_error`` of the result (of independent draws: an upper bound if stratified).
 
     Raises:
-        As ``integrated_gradients``; ValueError where references have another shape.
+        ValueError: references have another shape; else as ``integrated_gradients``.
 
     Cost: n_samples forward and backward passes of the batch; memory O(chunk). x - r is never
     stored.

@@ -49,6 +49,7 @@ def integrated_gradients(
             several at once, from one forward.
         additional_forward_args: passed on; tensors with the batch first follow their sample.
         n_steps, method: fixed rule, one of ``quadrature.METHODS``.
+        return_convergence_delta, return_info: also return what completeness misses, the ``Info``.
         tol: instead: nested Clenshaw-Curtis rules of 5, 9, 17 ... <= max_steps (129) points, each
             sample until both the missing completeness and the change from the rule before are at
             most tol times the L1 norm of its attributions.
@@ -78,8 +79,6 @@ def integrated_gradients(
     problem, tensors, single, chosen = setup(
         forward, inputs, target, multi_target, additional_forward_args, create_graph, backend
     )
-    with torch.set_grad_enabled(create_graph):
-        base = flat_baselines(baselines, tensors, problem.layout)
     integer_between("n_steps", n_steps, 1, 2**31)
     one_of("method", method, quadrature.METHODS)
     shards = Shards.of(group, shard, create_graph)
@@ -95,7 +94,8 @@ def integrated_gradients(
         result = shaped(zero, problem.layout, none, single)
         info = Info(method, torch.zeros(0, dtype=torch.int64), delta)
         return with_extras(result, delta, return_convergence_delta, info, return_info)
-    with frozen(forward, not create_graph), torch.set_grad_enabled(create_graph):
+    with torch.set_grad_enabled(create_graph), frozen(forward, not create_graph):
+        base = flat_baselines(baselines, tensors, problem.layout)
         if tol is not None:
             rows, info = shards.over_samples(
                 problem, base,

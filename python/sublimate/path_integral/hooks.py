@@ -192,6 +192,9 @@ def norm_grad_maps(activation: Tensor, gradient: Tensor, kind: str) -> Tensor:
 
     Returns:
         [B, H, W].
+
+    Raises:
+        ValueError: an unknown kind.
     """
     one_of("kind", kind, NORM_KINDS)
     norm = gradient.square().sum(1).sqrt()

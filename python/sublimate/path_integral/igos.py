@@ -39,7 +39,21 @@ class Masks:
 
 
 def blurred(image: Tensor, sigma: float = 10.0) -> Tensor:
-    """Gaussian blur with reflected borders, the usual baseline. [N, C, H, W]."""
+    """Gaussian blur with reflected borders, the usual baseline.
+
+    Args:
+        image: [N, C, H, W].
+        sigma: of the Gaussian, in pixels; cut off at 3 sigma.
+
+    Raises:
+        ValueError: not four dimensions, or sigma <= 0.
+    """
+    if not isinstance(image, Tensor) or image.dim() != 4:
+        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise fail_value("image", "a tensor [N, C, H, W]", got)
+    number("sigma", sigma)
+    if sigma <= 0:
+        raise fail_value("sigma", "a number > 0", sigma)
     for dim in (2, 3):
         reach = max(0, min(int(3 * sigma), image.shape[dim] - 1))
         t = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)

@@ -103,6 +103,8 @@ def moreau_grad(
         sparsity: weight eta of the penalty eta |d|_1; with ``groups``, of the sum of group norms.
         groups: int64, a group number for each feature of a sample.
         tol: of the proximal gradient, relative to 1 + its size; 1e-11 in float64, 1e-5 else.
+        max_iter: steps at most; a sample that is not there by then is told in ``MoreauInfo``.
+        return_info: also return it.
         create_graph: differentiable once, in inputs and parameters, by the implicit function
             theorem (conjugate gradients with Hessian-vector products); not with groups.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _backends, _native, _normal
 from .._dtypes import accumulator
+from .._modes import ordinary
 from .._native import path_integral as native
 
 _library = torch.library.Library("sublimate", "FRAGMENT")
@@ -293,3 +294,53 @@ def _(mask, variation, area, backend):  # type: ignore[no-untyped-def]
 
 
 _backends.register_family("path_integral", tuple(_native.DTYPES))
+
+
+# ---------------------------------------------------------------------------------- direct calls
+
+
+def points(
+    x: Tensor, base: Tensor, index: Tensor | None, alpha: Tensor, stdev: Tensor | None,
+    seed: Tensor | None, row: Tensor | None, step: int, dtype: torch.dtype, backend: str,
+) -> Tensor:  # fmt: skip
+    """The op ``path_points``, without the dispatcher where that has nothing to do."""
+    if ordinary(x) and type(base) is Tensor:
+        return _points(x, base, index, alpha, stdev, seed, row, step, dtype, backend)
+    found: Tensor = torch.ops.sublimate.path_points(
+        x, base, index, alpha, stdev, seed, row, step, dtype, backend
+    )
+    return found
+
+
+def accumulate(
+    grads: Tensor, weight: Tensor, acc: Tensor | None, square: Tensor | None, second: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The op ``path_accumulate``, likewise."""
+    if ordinary(grads) and (acc is None or type(acc) is Tensor):
+        return _accumulate(grads, weight, acc, square, second, backend)
+    found: tuple[Tensor, Tensor] = torch.ops.sublimate.path_accumulate(
+        grads, weight, acc, square, second, backend
+    )
+    return found
+
+
+def accumulate_difference(
+    grads: Tensor, weight: Tensor, x: Tensor, base: Tensor, index: Tensor | None,
+    acc: Tensor | None, square: Tensor | None, second: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The op ``path_accumulate_difference``, likewise."""
+    if ordinary(grads) and type(x) is Tensor and type(base) is Tensor:
+        return _run_sums(grads, weight, x, base, index, acc, square, second, backend)
+    found: tuple[Tensor, Tensor] = torch.ops.sublimate.path_accumulate_difference(
+        grads, weight, x, base, index, acc, square, second, backend
+    )
+    return found
+
+
+def scale(acc: Tensor, x: Tensor, base: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """The op ``path_scale``, likewise."""
+    if ordinary(acc) and type(x) is Tensor and type(base) is Tensor:
+        return _scale(acc, x, base, backend)
+    found: tuple[Tensor, Tensor] = torch.ops.sublimate.path_scale(acc, x, base, backend)
+    return found

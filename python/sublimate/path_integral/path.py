@@ -73,8 +73,11 @@ class Sums:
 
 def report_nan(values: Tensor, alpha: Tensor, batch: int, first: int = 0, sample: int = 0) -> None:
     """Raises ArgumentError naming the first path point at which an output is NaN."""
+    total = float(values.sum())
+    if total == total:  # a sum without NaN has no NaN in it, and is cheaper than a look at each
+        return
     nan = values.isnan()
-    if not bool(nan.any()):
+    if not bool(nan.any()):  # inf - inf
         return
     at = int(nan.nonzero()[0])
     point, row = divmod(at, batch) if values.numel() > 1 else (0, 0)
@@ -86,18 +89,23 @@ def report_nan(values: Tensor, alpha: Tensor, batch: int, first: int = 0, sample
 
 
 def integrate(
-    problem: Problem, base: tuple[Tensor, ...], nodes: Nodes, rows: int, backend: str
+    problem: Problem,
+    base: tuple[Tensor, ...],
+    nodes: Nodes,
+    rows: int,
+    backend: str,
+    differences: bool = False,
 ) -> Sums:
-    """Weighted sums of gradients along straight paths.
+    """Weighted sums of gradients along straight paths, or of (x - base) times them.
 
     At most ``rows`` rows go through the model at once; the batch is split if it is larger. Memory
     is O(rows) beside the sums.
     """
     batch = problem.batch
-    blocks = [_integrate_block(problem, base, nodes, rows, backend, part)
+    if batch <= rows:
+        return _integrate_block(problem, base, nodes, rows, backend, None, differences)
+    blocks = [_integrate_block(problem, base, nodes, rows, backend, part, differences)
               for part in pieces(batch, min(batch, rows))]  # fmt: skip
-    if len(blocks) == 1:
-        return blocks[0]
     acc = [
         [
             [torch.cat(parts) for parts in zip(*inputs, strict=True)]
@@ -115,30 +123,43 @@ def _integrate_block(
     nodes: Nodes,
     rows: int,
     backend: str,
-    part: slice,
+    part: slice | None,
+    differences: bool,
 ) -> Sums:
-    whole = part.stop - part.start == problem.batch
-    if not whole:
+    first = 0
+    if part is not None:
+        first = part.start
         problem = problem.select(part)
         base = tuple(b if b.shape[0] == 1 else b[part] for b in base)
     batch, layout = problem.batch, problem.layout
     rules = [nodes(s.acc) for s in layout]
     acc: list[list[list[Any]]] = []
     values: list[list[Tensor]] = []
-    for piece in pieces(rules[0][0].shape[0], max(1, rows // batch)):
+    parts = pieces(rules[0][0].shape[0], max(1, rows // batch))
+    for piece in parts:
+        own = rules
+        if len(parts) > 1:
+            own = [(alpha[piece], weights[:, piece]) for alpha, weights in rules]
         z = [
-            autograd.points(x, b, None, alpha[piece], dtype=s.points, backend=backend)
-            for x, b, s, (alpha, _) in zip(problem.x, base, layout, rules, strict=True)
+            autograd.points(x, b, None, alpha, dtype=s.points, backend=backend)
+            for x, b, s, (alpha, _) in zip(problem.x, base, layout, own, strict=True)
         ]
         for t, (found, grads) in enumerate(problem.gradients(z)):
-            report_nan(found, rules[0][0][piece], batch, piece.start, part.start)
+            report_nan(found, own[0][0], batch, piece.start, first)
             if len(acc) == t:
                 acc.append([[None] * len(w) for _, w in rules])
                 values.append([])
             values[t].append(found.view(-1, batch) if found.numel() > 1 else found.view(1, 1))
-            for sums, grad, (_, weights) in zip(acc[t], grads, rules, strict=True):
-                for i, weight in enumerate(weights):
-                    sums[i] = autograd.accumulate(grad, weight[piece], sums[i], backend=backend)[0]
+            for sums, grad, (_, weights), x, b in zip(
+                acc[t], grads, own, problem.x, base, strict=True
+            ):
+                for i, old in enumerate(sums):
+                    if differences:
+                        sums[i] = autograd.accumulate_difference(
+                            grad, weights[i], x, b, None, old, backend=backend
+                        )[0]
+                    else:
+                        sums[i] = autograd.accumulate(grad, weights[i], old, backend=backend)[0]
     joined = [v[0] if len(v) == 1 else torch.cat(v) for v in values]
     return Sums(acc, joined)
 
@@ -175,11 +196,7 @@ def _wide(v: Tensor) -> Tensor:
 def named(method: str, n: int, device: torch.device) -> Nodes:
     """Nodes of a rule by name."""
 
-    def nodes(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        alpha, weight = quadrature.tensors(method, n, dtype, device)
-        return alpha, weight[None]
-
-    return nodes
+    return lambda dtype: quadrature.tensor_rows(method, n, dtype, device)
 
 
 def explicit(alpha: Any, weights: Any, device: torch.device) -> Nodes:
@@ -256,9 +273,11 @@ def setup(
     single = not isinstance(inputs, (tuple, list))
     tensors = check_inputs(inputs)
     layout = spaces(forward, tensors)
-    with torch.set_grad_enabled(create_graph):
-        x = tuple(s.flat(t if create_graph else t.detach())
-                  for s, t in zip(layout, tensors, strict=True))  # fmt: skip
+    if create_graph:
+        with torch.enable_grad():
+            x = tuple(s.flat(t) for s, t in zip(layout, tensors, strict=True))
+    else:
+        x = tuple([s.flat(t.detach()) for s, t in zip(layout, tensors, strict=True)])
     args = () if additional_forward_args is None else as_tuple(additional_forward_args)
     chosen = Target.of(target, tensors[0].shape[0], multi_target)
     problem = Problem(forward, layout, x, args, chosen, create_graph)
@@ -284,18 +303,25 @@ def fixed(
     """Attributions [target][input] -> [B, E] by a rule of n points."""
     nodes = shards.nodes(named(method, n, problem.x[0].device))
     rows = limits.choose(problem, n)
-    sums, rows = run_halving(rows, lambda r: integrate(problem, base, nodes, r, backend))
-    acc = shards.reduce([[s[0] for s in inputs] for inputs in sums.acc])
-    found, totals = attributions(problem, base, acc, backend, multiply)
-    delta = size = None
     batch = problem.batch
+    # Where nothing records, (x - base) is multiplied in with the sum: one kernel less.
+    together = multiply and not problem.create_graph
+    sums, rows = run_halving(rows, lambda r: integrate(problem, base, nodes, r, backend, together))
+    acc = shards.reduce([[s[0] for s in inputs] for inputs in sums.acc])
+    delta = size = None
+    if together:
+        found, totals = acc, []
+        if want_delta:
+            totals = [torch.stack([r.sum(1) for r in inputs]).sum(0) for inputs in acc]
+    else:
+        found, totals = attributions(problem, base, acc, backend, multiply)
     if want_delta:
         change = endpoints(problem, base, rows, backend)
         values = [t - c for t, c in zip(totals, change, strict=True)]
         delta = per_target(values, problem.target)
         norms = [torch.stack([r.detach().abs().sum(1) for r in inputs]).sum(0) for inputs in found]
         size = per_target(norms, problem.target)
-    steps = torch.full((batch,), n, dtype=torch.int64)
+    steps = torch.full((batch,), n, dtype=torch.int64) if want_delta else None
     return found, Info(
         method.removesuffix("_compat"), steps, delta, None, size, None, rows, n * batch
     )

@@ -59,6 +59,7 @@ def plot(
         sign: which are shown: "all" (red for, blue against), "positive", "negative", "absolute".
         percentile: of |attributions| that gets the full colour.
         alpha: opacity of the colours over an image.
+        title, colorbar: above and beside the picture.
         ax: where to draw; default a new figure.
 
     Returns:
@@ -123,10 +124,13 @@ def plot_series(
         attributions: [T], or [C, T] with channels added up.
         series: the same, drawn on a scale of its own.
         x: positions [T], for instance frequencies; default 0 .. T - 1.
-        labels: of the two axes.
+        labels: of the two axes. title: above them. ax: to draw on; None makes a figure.
 
     Returns:
         The axes of the bars.
+
+    Raises:
+        TypeError, ValueError: bad arguments.
     """
     import matplotlib.pyplot as plt
 

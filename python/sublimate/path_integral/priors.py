@@ -69,6 +69,9 @@ def attribution_prior(
 
     Returns:
         A scalar, the mean over the batch, summed over inputs.
+
+    Raises:
+        TypeError, ValueError: attributions are no tensors; an unknown kind.
     """
     if isinstance(kind, str):
         one_of("kind", kind, PRIORS)
@@ -89,8 +92,7 @@ def attribution_prior(
 
 
 class IGRegularizer(nn.Module):
-    """1 - cosine of integrated gradients at x and at a perturbed x: attributions that keep their
-    direction.
+    """1 - cosine of integrated gradients at x and a perturbed x: attributions keep their direction.
 
     Args:
         forward: the model in training. It is not registered as a submodule.

@@ -88,6 +88,16 @@ def tensors(method: str, n: int, dtype: torch.dtype, device: torch.device) -> tu
     return put(nodes, dtype, device), put(weights, dtype, device)
 
 
+@functools.lru_cache(maxsize=256)
+def tensor_rows(
+    method: str, n: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """``tensors`` with the weights as the one row of a matrix, (1, n)."""
+    nodes, weights = tensors(method, n, dtype, device)
+    with ordinary_tensors():
+        return nodes, weights[None]
+
+
 @functools.cache
 def nested_levels(max_nodes: int) -> tuple[tuple[Array, Array], ...]:
     """Nested Clenshaw-Curtis rules of 5, 9, 17, ... <= max_nodes nodes.

@@ -50,7 +50,7 @@ def gradient_shap(
     Args:
         baselines: references [R, ...], a tuple, or a function of inputs.
         stdevs: of the noise on each input.
-        The rest: as in ``expected_gradients``.
+        What is not named here: as in ``expected_gradients``.
 
     Returns:
         Attributions; then delta of every draw (B * n_samples,), sample by sample, if asked for.

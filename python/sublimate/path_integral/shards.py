@@ -26,9 +26,11 @@ class Shards:
 
     @staticmethod
     def of(group: Any, kind: str, create_graph: bool) -> Shards:
+        if group is None and kind == "points":
+            return _ALONE
         one_of("shard", kind, ("points", "samples"))
         if group is None:
-            return Shards()
+            return _ALONE
         if create_graph:
             raise fail_value("group", "None with create_graph (gradients do not cross processes)",
                              "a group")  # fmt: skip
@@ -109,3 +111,6 @@ class Shards:
         full = t.new_zeros(shape)
         full.narrow(dim, part.start, part.stop - part.start).copy_(t)
         return full
+
+
+_ALONE = Shards()

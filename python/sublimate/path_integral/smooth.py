@@ -52,7 +52,7 @@ def smooth_grad(
         inputs. ``Info`` has ``variance`` and ``standard_error`` of the mean.
 
     Raises:
-        As ``integrated_gradients``.
+        ArgumentError, TypeError, ValueError: as in ``integrated_gradients``.
 
     Cost: n_samples forward and backward passes of the batch; memory O(chunk).
     Source: Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017; Adebayo et al.,

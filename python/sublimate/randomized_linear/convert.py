@@ -109,8 +109,7 @@ def convert(
     Raises:
         TypeError, ValueError: a bad argument; the model is unchanged.
     """
-    if not isinstance(model, nn.Module):
-        raise _checks.fail_type("model", "a torch.nn.Module", model)
+    _checks.module("model", model)
     ratios = dict(ratio) if isinstance(ratio, Mapping) else None
     for value in [ratio] if ratios is None else ratios.values():
         arguments.check_options(value, sketch)
@@ -193,7 +192,11 @@ def restore(model: nn.Module) -> int:
     """Undoes ``convert``: puts the original layers back; returns how many places.
 
     The parameters are the same objects throughout, so what was trained stays trained.
+
+    Raises:
+        TypeError: not a torch.nn.Module.
     """
+    _checks.module("model", model)
     for parent in model.modules():
         for group in parent.__dict__.pop(_GROUPS, ()):
             group.disband()

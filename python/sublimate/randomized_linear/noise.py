@@ -239,7 +239,7 @@ def choose_ratio(
     Args:
         noise_share: allowed sketch_noise / batch_noise.
         ratios: what to choose from.
-        The rest as in ``noise_report``.
+        model, loader, loss, sketch, max_batches: as in ``noise_report``.
 
     Returns:
         {name: ratio} for ``convert``. Layers for which none suffices are left out, and so stay
