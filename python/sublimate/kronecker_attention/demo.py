@@ -205,7 +205,7 @@ def _train_text(run: Run, settings: Settings, tell: Any) -> None:
         loss.backward()
         optimizer.step()
         run.text_seconds += time.perf_counter() - start
-        run.text_loss.append(float(loss) / math.log(2))
+        run.text_loss.append(float(loss.detach()) / math.log(2))
         tell(step)
 
 
