@@ -44,6 +44,25 @@ def keep_signature(function: type[torch.autograd.Function]) -> type[torch.autogr
     return function
 
 
+class without_autocast:
+    """Context manager: autocast is off for this kind of device, where it is on.
+
+    For sums that must not be narrower than they are written, and costs nothing where it is off.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+        self.inner = torch.autocast(device.type, enabled=False) if on else None
+
+    def __enter__(self) -> None:
+        if self.inner is not None:
+            self.inner.__enter__()
+
+    def __exit__(self, *arguments: Any) -> None:
+        if self.inner is not None:
+            self.inner.__exit__(*arguments)
+
+
 class _Refuse(torch.autograd.Function):
     """Identity whose backward raises: put on gradients that must not be differentiated again."""
 

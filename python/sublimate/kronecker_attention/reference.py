@@ -19,33 +19,17 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._autograd import without_autocast
 from .._dtypes import accumulator
 
 #: Elements of the largest intermediate of one chunk of rows, over all batches and heads.
 CHUNK = 2**24
 
 Masks = Sequence[Tensor | None]
-
-
-class _WithoutAutocast:
-    """Turns autocast off inside, where it is on: sums here are never narrower than fp32."""
-
-    def __init__(self, device: torch.device) -> None:
-        on = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        self.inner = torch.autocast(device.type, enabled=False) if on else None
-
-    def __enter__(self) -> None:
-        if self.inner is not None:
-            self.inner.__enter__()
-
-    def __exit__(self, *arguments: Any) -> None:
-        if self.inner is not None:
-            self.inner.__exit__(*arguments)
 
 
 # ------------------------------------------------------------------------------------------ masks
@@ -180,7 +164,7 @@ def attention_any_order(
     Time 4 N M_1 ... M_{k-1} D Hq; without a gradient, memory is bounded by ``CHUNK`` elements or
     one row of tuples. O (B, Hq, N, Dv) in q's dtype, LSE (B, Hq, N) in the accumulator's.
     """
-    with _WithoutAutocast(q.device):
+    with without_autocast(q.device):
         grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
         windows = window_widths(window, len(keys))
         b, hkv, g, n, d = grouped.shape
@@ -309,7 +293,7 @@ def strassen(
 
     The logits of a chunk of rows are formed in full: O(N M1 M2 Dv) time, ``CHUNK`` elements.
     """
-    with _WithoutAutocast(q.device):
+    with without_autocast(q.device):
         grouped, (k1_, k2_), (v1_, v2_), masks = prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
         windows = window_widths(window, 2)
         b, hkv, g, n, _ = grouped.shape
@@ -432,7 +416,7 @@ def polynomial(
         causality; with it, here, 16 times as much.
     """
     degree = coefficients.shape[-1] - 1
-    with _WithoutAutocast(q.device):
+    with without_autocast(q.device):
         grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
         windows = window_widths(window, len(keys))
         b, hkv, g, n, d = grouped.shape

@@ -13,14 +13,13 @@ named in this folder's README.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _normal, _permutation, _philox
-from .._autograd import refuse_double_backward
+from .._autograd import refuse_double_backward, without_autocast
 from .._dtypes import accumulator
 
 #: Sketches that do not look at the data; S is a function of (seed, N, k).
@@ -331,22 +330,6 @@ class SketchedLinear(torch.autograd.Function):
             return project(rows, ctx.sketch, ctx.k, seed)
 
         return gradients(ctx, dy, sketched)
-
-
-class without_autocast:
-    """Context manager: autocast is off for this kind of device, where it is on."""
-
-    def __init__(self, device: torch.device) -> None:
-        on = device.type != "meta" and torch.is_autocast_enabled(device.type)
-        self.inner = torch.autocast(device.type, enabled=False) if on else None
-
-    def __enter__(self) -> None:
-        if self.inner is not None:
-            self.inner.__enter__()
-
-    def __exit__(self, *arguments: Any) -> None:
-        if self.inner is not None:
-            self.inner.__exit__(*arguments)
 
 
 def exact_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
