@@ -43,7 +43,19 @@ def test_no_utils():
 def public():
     for family in FAMILIES:
         module = importlib.import_module(f"sublimate.{family}")
-        named = re.findall(r"\b[Aa]s (?:in |for )?``(?:functional\.)?(\w+)``", own) if depth else ()
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if callable(thing) and not inspect.ismodule(thing):
+                yield pytest.param(thing, id=f"{family}.{name}")
+
+
+def told(thing, depth=2):
+    """What help() says about it, with its module's text and that of functions it refers to."""
+    own = inspect.getdoc(thing) or ""
+    module = inspect.getmodule(thing)
+    text = [own, module.__doc__ or ""]
+    family = importlib.import_module(".".join(module.__name__.split(".")[:2]))
+    named = re.findall(r"\b[Aa]s (?:in |for )?``(?:functional\.)?(\w+)``", own) if depth else ()
     text += [told(getattr(family, n), depth - 1)[1] for n in named if hasattr(family, n)]
     return own, "\n".join(text)
 

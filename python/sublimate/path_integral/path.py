@@ -35,8 +35,8 @@ class Info:
 
     Attributes:
         method: name of the rule.
-        steps: gradient evaluations of each sample, int64 (B,).
-        delta: sum of attributions less the change of the output, (B,) or (T, B).
+        steps: gradient evaluations of each sample, int64 (B,); None where not asked for.
+        delta: sum of attributions less the change of the output, (B,) or (T, B); None likewise.
         error: estimated L1 error of the attributions, like ``delta``; None where nothing tells.
         size: L1 norm of the attributions, like ``delta``: error / size is relative.
         converged: bool (B,), whether error <= tol * size; None without tol.
@@ -47,7 +47,7 @@ class Info:
     """
 
     method: str
-    steps: Tensor
+    steps: Tensor | None
     delta: Tensor | None
     error: Tensor | None = None
     size: Tensor | None = None
