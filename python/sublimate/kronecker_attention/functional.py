@@ -269,6 +269,7 @@ def choose(
     Args:
         tol: relative error of the output that is tolerated, > 0.
         degree: the only degree to look at; None: 1 to 6, the smallest that is good enough.
+        coefficients: as in ``kronecker_attention``.
         rows: how many rows are evaluated exactly for the estimate.
 
     Returns:
@@ -364,6 +365,9 @@ def strassen_attention(
     backend: str | None = None,
 ) -> Any:
     """Exact attention over pairs with the logits scale (q_i.k1_j + k1_j.k2_k + k2_k.q_i).
+
+    Args:
+        return_lse: also return LSE (B, Hq, N).
 
     Returns:
         O, or (O, LSE). Plain PyTorch on every device: no compiled backend has a kernel, and one
