@@ -135,6 +135,17 @@ def gradients(function, inputs, upstream):
     return torch.autograd.grad(loss, leaves)
 
 
+def cancellation(kind, inputs, dout, delta, lse, allowed, case) -> float:
+    """How much larger the terms of dS = P (dP - delta) are than dS: its floor is in their place."""
+    q, k1, k2, v1, v2 = inputs
+    p = torch.exp(logits(kind, q, k1, k2, case.scale) - lse[..., None, None])
+    p = torch.where(allowed, p, 0)
+    dp = logits("trilinear", dout, v1, v2, 1.0)
+    terms = logits("trilinear", dout.abs(), v1.abs(), v2.abs(), 1.0)
+    delta = delta[..., None, None]
+    return max(1.0, float((p * (terms + delta.abs())).sum() / (p * (dp - delta).abs()).sum()))
+
+
 def double(tensors):
     return tuple(t.double() for t in tensors)
 
@@ -166,8 +177,12 @@ def check_attention(case: Case, kind: str = "trilinear") -> None:
     delta = (dout.to(case.acc) * out.to(case.acc)).sum(-1) - dlse
     found = [torch.empty_like(t) for t in inputs]
     getattr(bwd, name)(dout, *inputs, lse, delta, *masks, *found, *setting)
+    cancels = cancellation(
+        kind, double(inputs), dout.double(), delta.double(), truth[1], allowed, case
+    )
     for what, mine, t, e in zip(NAMES, found, true, measure, strict=True):
-        assert_parity(mine, t, e, gradient=True, scale=t.abs().max(), what=what)
+        size = t.abs().max() * (cancels if what[1] != "v" else 1.0)
+        assert_parity(mine, t, e, gradient=True, scale=size, what=what)
     if case.empty:
         assert not out[0].any() and (lse[0] == -math.inf).all()
         assert all(not g[0].any() for g in found)
@@ -307,7 +322,7 @@ def check_polynomial(case: Case, degree: int) -> None:
 
 @pytest.mark.parametrize(
     ("form", "degree"),
-    [("one", 2), ("full", 2), ("cross", 3), ("masked", 1), ("empty", 2), ("windows", 2),
+    [("one", 2), ("full", 2), ("cross", 3), ("masked", 1), ("empty", 2), ("windows-turned", 2),
      ("window-first", 3), ("causal-cross", 4), ("strided", 2)],
 )  # fmt: skip
 def test_polynomial(form, degree):
@@ -320,7 +335,7 @@ def test_polynomial(form, degree):
 @pytest.mark.parametrize(
     "case",
     [
-        Case(n=35, m1=35, m2=35, causal=True, d=5, dv=7, scale=0.1),
+        Case(n=33, m1=33, m2=33, causal=True, d=5, dv=7, scale=0.1),
         Case(group=2, n=18, m1=11, m2=30, causal=True, d=4, masked=True, batch=2, scale=0.1),
         Case(n=18, m1=18, m2=18, causal=True, d=4, dtype=HALF, scale=0.1),
     ],

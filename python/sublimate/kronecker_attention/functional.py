@@ -367,7 +367,7 @@ def strassen_attention(
     """Exact attention over pairs with the logits scale (q_i.k1_j + k1_j.k2_k + k2_k.q_i).
 
     Args:
-        return_lse: also return LSE, as ``kronecker_attention`` does.
+        return_lse: also return LSE (B, Hq, N).
 
     Returns:
         O, or (O, LSE). Plain PyTorch on every device: no compiled backend has a kernel, and one

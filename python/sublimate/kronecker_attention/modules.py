@@ -16,9 +16,9 @@ from . import arguments, functional
 class KroneckerAttention(nn.Module):
     """Self- or cross-attention of order k: a query reads k - 1 positions at a time.
 
-    Takes the place of ``torch.nn.MultiheadAttention(..., batch_first=True)`` in a block, also
-    as ``self_attn`` of ``torch.nn.TransformerEncoderLayer``: one projection for queries, one of
-    keys and one of values for each key set, one of the output.
+    Takes the place of ``torch.nn.MultiheadAttention(..., batch_first=True)`` in a block, and of
+    ``self_attn`` in ``torch.nn.TransformerEncoderLayer``: one projection for queries, one of keys
+    and one of values for each key set, one of the output.
 
     Args:
         embed_dim: width of the model, a multiple of ``num_heads``.

@@ -18,7 +18,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,6 +150,43 @@ def layout_like(q: Tensor, x: Tensor) -> Tensor:
     return x.permute(order).contiguous().permute(back)
 
 
+def _softmax_rows(
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    masks: Masks | None,
+    scale: float,
+    causal: bool,
+    window: Sequence[int] | None,
+    logits_of: Callable[[Tensor, Sequence[Tensor]], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """(O, LSE) a chunk of rows at a time; ``logits_of`` the scaled queries and the key sets."""
+    with without_autocast(q.device):
+        grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
+        windows = window_widths(window, len(keys))
+        b, hkv, g, n, d = grouped.shape
+        lengths, dv = [k.shape[2] for k in keys], values[0].shape[-1]
+        per_row = b * hkv * g * math.prod(lengths[:-1]) * max(lengths[-1], d, dv)
+        outs, lses = [], []
+        for rows in _row_chunks(n, max(1, CHUNK // max(1, per_row))):
+            allow = [
+                allowed(rows, (0, m), mask, causal, w, q.device)
+                for m, mask, w in zip(lengths, masks, windows, strict=True)
+            ]
+            part = grouped[:, :, :, rows[0] : rows[1]] * scale
+            logits = mask_logits(logits_of(part, key_sets), allow)
+            if 0 in lengths:  # nothing to take a maximum of
+                outs.append(contract(logits, value_sets))
+                lses.append(logits.new_full(logits.shape[:4], -math.inf))
+                continue
+            p, lse = softmax_pairs(logits, len(keys))
+            outs.append(contract(p, value_sets))
+            lses.append(lse)
+        lse = torch.cat(lses, 3)
+        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
+        return layout_like(q, out), lse.reshape(b, hkv * g, n)
+
+
 def attention_any_order(
     q: Tensor,
     keys: Sequence[Tensor],
@@ -164,31 +202,7 @@ def attention_any_order(
     Time 4 N M_1 ... M_{k-1} D Hq; without a gradient, memory is bounded by ``CHUNK`` elements or
     one row of tuples. O (B, Hq, N, Dv) in q's dtype, LSE (B, Hq, N) in the accumulator's.
     """
-    with without_autocast(q.device):
-        grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
-        windows = window_widths(window, len(keys))
-        b, hkv, g, n, d = grouped.shape
-        lengths = [k.shape[2] for k in keys]
-        per_row = b * hkv * g * math.prod(lengths[:-1]) * max(lengths[-1], d)
-        outs, lses = [], []
-        for rows in _row_chunks(n, max(1, CHUNK // max(1, per_row))):
-            allow = [
-                allowed(rows, (0, m), mask, causal, w, q.device)
-                for m, mask, w in zip(lengths, masks, windows, strict=True)
-            ]
-            part = grouped[:, :, :, rows[0] : rows[1]] * scale
-            logits = mask_logits(fold(part, key_sets), allow)
-            if 0 in lengths:  # nothing to take a maximum of
-                outs.append(contract(logits, value_sets))
-                lses.append(logits.new_full(logits.shape[:4], -math.inf))
-                continue
-            p, lse = softmax_pairs(logits, len(keys))
-            outs.append(contract(p, value_sets))
-            lses.append(lse)
-        dv = values[0].shape[-1]
-        lse = torch.cat(lses, 3)
-        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
-        return layout_like(q, out), lse.reshape(b, hkv * g, n)
+    return _softmax_rows(q, keys, values, masks, scale, causal, window, fold)
 
 
 def attention(
@@ -293,33 +307,17 @@ def strassen(
 
     The logits of a chunk of rows are formed in full: O(N M1 M2 Dv) time, ``CHUNK`` elements.
     """
-    with without_autocast(q.device):
-        grouped, (k1_, k2_), (v1_, v2_), masks = prepare(q, (k1, k2), (v1, v2), (mask1, mask2))
-        windows = window_widths(window, 2)
-        b, hkv, g, n, _ = grouped.shape
-        m1, m2, dv = k1.shape[2], k2.shape[2], v1.shape[-1]
-        middle = (k1_ @ k2_.transpose(-1, -2))[:, :, None, None] * scale  # [B, Hkv, 1, 1, M1, M2]
-        outs, lses = [], []
-        for rows in _row_chunks(n, max(1, CHUNK // max(1, b * hkv * g * m1 * max(m2, dv)))):
-            allow = [
-                allowed(rows, (0, m), mask, causal, w, q.device)
-                for m, mask, w in zip((m1, m2), masks, windows, strict=True)
-            ]
-            part = grouped[:, :, :, rows[0] : rows[1]].flatten(2, 3) * scale
-            shape = (b, hkv, g, rows[1] - rows[0])
-            first = (part @ k1_.transpose(-1, -2)).reshape(*shape, m1, 1)
-            second = (part @ k2_.transpose(-1, -2)).reshape(*shape, 1, m2)
-            logits = mask_logits(first + second + middle, allow)
-            if m1 == 0 or m2 == 0:
-                outs.append(contract(logits, (v1_, v2_)))
-                lses.append(logits.new_full(shape, -math.inf))
-                continue
-            p, lse = softmax_pairs(logits, 2)
-            outs.append(contract(p, (v1_, v2_)))
-            lses.append(lse)
-        lse = torch.cat(lses, 3)
-        out = torch.cat(outs, 3).reshape(b, hkv * g, n, dv).to(q.dtype)
-        return layout_like(q, out), lse.reshape(b, hkv * g, n)
+
+    def logits_of(part: Tensor, keys: Sequence[Tensor]) -> Tensor:
+        first, second = keys
+        b, h, g, r, _ = part.shape
+        flat = part.flatten(2, 3)
+        near = (flat @ first.transpose(-1, -2)).reshape(b, h, g, r, first.shape[2], 1)
+        far = (flat @ second.transpose(-1, -2)).reshape(b, h, g, r, 1, second.shape[2])
+        middle = first @ second.transpose(-1, -2)
+        return near + far + middle[:, :, None, None] * scale
+
+    return _softmax_rows(q, (k1, k2), (v1, v2), (mask1, mask2), scale, causal, window, logits_of)
 
 
 # ---------------------------------------------------------------------------- polynomial, factored
@@ -331,9 +329,8 @@ def rank(dim: int, degree: int) -> int:
 
 
 @torch.compiler.assume_constant_result
-def _tree(dim: int, degree: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """``_cached_tree``, of which Dynamo takes the result and traces nothing."""
-    return _cached_tree(dim, degree)
+def _tree(dim: int, degree: int) -> Any:
+    return _cached_tree(dim, degree)  # Dynamo takes the result and traces nothing
 
 
 @functools.cache
@@ -360,7 +357,7 @@ def monomials(x: Tensor, degree: int) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-def _multinomial_list(dim: int, degree: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _multinomial_list(dim: int, degree: int) -> Any:
     return _cached_multinomials(dim, degree)
 
 
@@ -381,12 +378,6 @@ def multinomials(dim: int, degree: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """(|alpha|! / alpha!, |alpha|) of each monomial, in the order of ``monomials``."""
     weights, degrees = _multinomial_list(dim, degree)
     return like.new_tensor(weights), torch.tensor(degrees, device=like.device)
-
-
-def _state(features: Tensor, values: Tensor) -> Tensor:
-    """(B, Hkv, r, Dv + 1): sums of features over keys, each with its value and with 1."""
-    ones = torch.ones_like(values[..., :1])
-    return features.transpose(-1, -2) @ torch.cat((values, ones), -1)
 
 
 def polynomial(
@@ -427,13 +418,14 @@ def polynomial(
         factors = [monomials(k, degree) for k in key_sets]
         # Masked keys are 0, but their monomial of degree 0 is 1.
         factors = [_clean(f, m) for f, m in zip(factors, masks, strict=True)]
+        ones = [torch.cat((v, torch.ones_like(v[..., :1])), -1) for v in value_sets]
         if not causal and not any(windows):
-            sums = _state(factors[0], value_sets[0])
-            for f, v in zip(factors[1:], value_sets[1:], strict=True):
-                sums = sums * _state(f, v)
+            sums = grouped.new_ones(())
+            for f, v in zip(factors, ones, strict=True):
+                sums = sums * (f.transpose(-1, -2) @ v)  # [B, Hkv, r, Dv + 1]
             both = (features.flatten(2, 3) @ sums).reshape(b, hkv, g, n, -1)
         else:
-            both = _ordered(features, factors, value_sets, causal, windows)
+            both = _ordered(features, factors, ones, causal, windows)
         both = both.reshape(b, hkv * g, n, -1)
         return both[..., :-1].contiguous(), both[..., -1].contiguous()
 
@@ -441,7 +433,7 @@ def polynomial(
 def _ordered(
     features: Tensor,
     factors: Sequence[Tensor],
-    values: Sequence[Tensor],
+    ones: Sequence[Tensor],
     causal: bool,
     windows: Sequence[int],
     chunk: int = 16,
@@ -449,10 +441,9 @@ def _ordered(
     """Rows see prefixes: sums carried from chunk to chunk, and masked sums within one.
 
     With a window the keys of a chunk's rows are summed afresh: a difference of two long prefixes
-    would cancel. A set under neither is summed once.
+    would cancel. A set under neither is summed once. ``ones``: values with a column of 1.
     """
     b, hkv, _, n, r = features.shape
-    ones = [torch.cat((v, torch.ones_like(v[..., :1])), -1) for v in values]
     zero = features.new_zeros(b, hkv, 1, r, ones[0].shape[-1])
     carried = [
         zero if causal or w else (f.transpose(-1, -2) @ v).unsqueeze(2)
