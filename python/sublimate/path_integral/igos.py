@@ -96,8 +96,8 @@ def igos(
             are to first order (envelope theorem); they themselves have no gradient.
         The rest: as in ``integrated_gradients``, one target.
 
-    Cost: iterations * n_steps * (gradients and 1 to 6 forwards) of the batch; memory O(chunk): the upsampled
-    mask is never stored.
+    Cost: iterations * n_steps * (gradients and 1 to 6 forwards) of the batch; memory O(chunk): the
+    upsampled mask is never stored.
     Source: Qi, Khorram and Li, "Visualizing deep networks by optimizing with integrated gradients",
     2020 (from the paper's formulas).
     """
