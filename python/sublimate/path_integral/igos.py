@@ -17,7 +17,7 @@ from .chunks import Limits, Problem, frozen, pieces, run_halving
 from .path import setup
 from .sampling import sample_numbers, seed_tensor
 
-_TRIALS = 6  # step sizes tried at once, each half of the one before
+_TRIALS = 6  # step sizes tried, each half of the one before
 
 
 @dataclass
@@ -27,7 +27,8 @@ class Masks:
     Attributes:
         masks: [N, 1, size, size], 1 keeps.
         saliency: 1 - masks at the size of the images, [N, 1, H, W].
-        objective: of each image after each iteration, [iterations + 1, N].
+        objective: mean score over the path plus penalties, of each image after each iteration,
+            [iterations + 1, N].
         score: of the masked images, [N]; and of the images as they are.
     """
 
@@ -92,9 +93,10 @@ def igos(
 ) -> Masks:
     """Masks M [size, size] in [0, 1] that minimise score(M) + l1 mean|1 - M| + l2 TV(M).
 
-    The score's gradient is that of its mean over the images k/K M (k = 1 .. K) between baseline
-    and masked image, which leads around local minima. Steps are projected, with their length
-    chosen, for each image, among halvings.
+    The score is replaced by its mean over the images k/K M (k = 1 .. K) between baseline and masked
+    image, in the gradient and in what a step must lower: it still has a slope where the score
+    itself is saturated, and leads around local minima. Steps are projected; each image takes the
+    longest of some halvings that lowers its objective.
 
     Args:
         forward: images [N, C, H, W] -> scores, probabilities best.
@@ -108,8 +110,8 @@ def igos(
             are to first order (envelope theorem); they themselves have no gradient.
         The rest: as in ``integrated_gradients``, one target.
 
-    Cost: iterations * (n_steps gradients + 6 forwards) of the batch; memory O(chunk): the upsampled
-    mask is never stored.
+    Cost: iterations * n_steps * (gradients and 1 to 6 forwards) of the batch; memory O(chunk): the
+    upsampled mask is never stored.
     Source: Qi, Khorram and Li, "Visualizing deep networks by optimizing with integrated gradients",
     2020 (from the paper's formulas).
     """
@@ -142,7 +144,7 @@ def igos(
             run.image, run.base, run.backend = whole, start, "reference"
             found.score = run.score(found.masks)
             found.score_before = run.score(torch.ones_like(found.masks))
-            last = found.score + run.penalty(found.masks)
+            last = run.objective(found.masks)
             found.objective = torch.cat((found.objective[:-1], last[None]))
     return found
 
@@ -218,8 +220,24 @@ class _Run:
         variation, area = autograd.mask_penalty(mask, self.backend)
         return self.l1 * area + self.l2 * variation
 
+    def path_score(self, mask: Tensor) -> Tensor:
+        """Mean score over the path, without noise, [N]: what ``gradient`` is the gradient of."""
+        n = self.problem.batch
+
+        def go(rows: int) -> Tensor:
+            total: Any = 0
+            for piece in pieces(len(self.alpha), max(1, rows // n)):
+                z = self.points(mask, self.alpha[piece])
+                (value,) = self.problem.outputs([z.flatten(2)])
+                total = total + value.view(-1, n).to(mask.dtype).sum(0)
+            return total / len(self.alpha)
+
+        found: Tensor
+        found, self.rows = run_halving(self.rows, go)
+        return found
+
     def objective(self, mask: Tensor) -> Tensor:
-        return self.score(mask) + self.penalty(mask)
+        return self.path_score(mask) + self.penalty(mask)
 
     def optimise(self, size: int, iterations: int, step: float) -> Masks:
         n = self.image.shape[0]
@@ -242,10 +260,13 @@ class _Run:
                 scale = 0.5**trial
                 moved = (mask - scale * length * slope).clamp(0, 1)
                 now = self.objective(moved)
-                better = now < best
+                # The longest step that lowers an image's objective: each decides for itself.
+                better = (now < value) & (factor == 0)
                 factor = torch.where(better, scale, factor)
                 best = torch.where(better, now, best)
                 best_mask = torch.where(better[:, None, None, None], moved, best_mask)
+                if bool((factor > 0).all()):
+                    break
             # Twice what worked; an eighth where nothing did.
             length = length * torch.where(factor > 0, 2 * factor, 0.125)[:, None, None, None]
             mask, value = best_mask, best

@@ -321,7 +321,8 @@ def fixed(
         delta = per_target(values, problem.target)
         norms = [torch.stack([r.detach().abs().sum(1) for r in inputs]).sum(0) for inputs in found]
         size = per_target(norms, problem.target)
-    steps = torch.full((batch,), n, dtype=torch.int64) if want_delta else None
+    # Nobody reads them where nothing is asked for beside the attributions.
+    steps = torch.full((batch if want_delta else 0,), n, dtype=torch.int64)
     return found, Info(
         method.removesuffix("_compat"), steps, delta, None, size, None, rows, n * batch
     )

@@ -92,8 +92,9 @@ class Shards:
         part = slice(batch * self.rank // self.count, batch * (self.rank + 1) // self.count)
         own = tuple(b if b.shape[0] == 1 else b[part] for b in base)
         rows, info = run(problem.select(part), own)
-        named = [n for n in ("delta", "error", "size", "converged", "steps")
-                 if getattr(info, n, None) is not None]  # fmt: skip
+        fields = ("delta", "error", "size", "converged", "steps")
+        values = [(n, getattr(info, n, None)) for n in fields]
+        named = [n for n, v in values if v is not None and v.numel()]
         extra = [getattr(info, n) for n in named]
         wide = [self._place(r, batch, part, 0) for inputs in rows for r in inputs]
         wide += [self._place(t.double(), batch, part, t.dim() - 1) for t in extra]
