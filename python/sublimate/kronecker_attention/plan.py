@@ -14,8 +14,8 @@ from . import coefficients as polynomials
 
 Masks = Sequence[Tensor | None]
 
-#: Time of a FLOP of the polynomial kernels by that of the exact one, by backend; from the
-#: break-even table of this folder's README. Triton's is a guess: no GPU has been measured.
+#: Time of a FLOP of the polynomial kernels by that of the exact one, by backend. All 1: no
+#: break-even has been measured yet, and the counts of FLOPs alone decide.
 EXPENSE = {"cpu": 1.0, "triton": 1.0, "reference": 1.0}
 #: Degrees that are looked at for a tolerance.
 DEGREES = (1, 2, 3, 4, 5, 6)
