@@ -56,7 +56,7 @@ LARGE = C.Variant("large", n=70, dims=(16, 9), batch=1, causal=True)
 
 
 @FORMS
-@pytest.mark.parametrize("size", [1.5, 5.0])
+@pytest.mark.parametrize("size", [1.5, 4.0])
 def test_large_logits(size, form):
     """Logits from tens to thousands, which need the maximum, raised now and then. In float64:
     the logits themselves lose what they have more of digits in fp32."""
