@@ -62,14 +62,19 @@ _KEY = {
 _FEATURES = {4: {**_SMALL[4], 64: Config(32, 16, 4)}, 8: _SMALL[8]}
 #: "forward" and "query" hold rows, "key" keys of the second set, "features" rows or monomials, in
 #: tiles of what is computed (fp32, fp64).
-TABLES = {"forward": {**_SMALL, 2: _ROWS}, "query": {**_SMALL, 2: _ROWS}, "key": _KEY,
-          "features": _FEATURES}  # fmt: skip
+TABLES = {
+    "forward": {**_SMALL, 2: _ROWS, 4: {**_SMALL[4], 128: Config(16, 16, 8)}},
+    "query": {**_SMALL, 2: _ROWS, 4: {**_SMALL[4], 128: Config(16, 16, 4)}},
+    "key": _KEY,
+    "features": _FEATURES,
+}
 # AMD keeps a comparison of 64 lanes in two scalar registers: few pairs a lane, or they run out.
 _HIP = {size: dict.fromkeys((16, 32, 64, 128), Config(16, 32 if size == 2 else 16, 4))
         for size in (2, 4, 8)}  # fmt: skip
 _HIP_KEY = {**_HIP, 2: {**_HIP[2], 16: Config(16, 16, 4)},
             4: dict.fromkeys((16, 32, 64, 128), Config(16, 16, 2))}  # fmt: skip
-TABLES_HIP = {"forward": _HIP, "query": _HIP, "key": _HIP_KEY, "features": _HIP}
+_HIP_QUERY = {**_HIP, 2: {**_HIP[2], 128: Config(16, 32, 8)}}
+TABLES_HIP = {"forward": _HIP, "query": _HIP_QUERY, "key": _HIP_KEY, "features": _HIP}
 #: Rows at once in the kernel of norms.
 NORM_ROWS = 32
 
