@@ -35,7 +35,7 @@ help:  ## this list
 	@echo
 	@echo '  PYTHON=$(PYTHON)  VENV=$(VENV)  JOBS=$(JOBS)  PYTEST_ARGS=  DEMO_ARGS=  BENCH_ARGS=  OUT=$(OUT)'
 
-demo: $(VENV)/.sublimate  ## train on real data with few-bit activations; table and HTML report
+demo: $(VENV)/.sublimate  ## every family on real data; tables and an HTML report
 	@$(RUN) -m sublimate demo $(DEMO_ARGS)
 
 test: $(VENV)/.sublimate  ## the whole test suite on JOBS processes, and which lanes ran
