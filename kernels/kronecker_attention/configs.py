@@ -53,7 +53,7 @@ _SMALL = {
 _ROWS = {16: Config(64, 64, 4), 32: Config(64, 64, 4), 64: Config(128, 64, 8),
          128: Config(64, 64, 8)}  # fmt: skip
 _KEY = {
-    2: {16: Config(64, 64, 4, 2), 32: Config(64, 64, 8, 2), 64: Config(64, 64, 8, 2),
+    2: {16: Config(64, 64, 4, 2), 32: Config(64, 64, 8, 2), 64: Config(64, 32, 8, 2),
         128: Config(64, 32, 8, 2)},
     4: {16: Config(32, 16, 4), 32: Config(32, 32, 4), 64: Config(32, 16, 4),
         128: Config(16, 32, 8)},
@@ -63,7 +63,11 @@ _FEATURES = {4: {**_SMALL[4], 64: Config(32, 16, 4)}, 8: _SMALL[8]}
 #: "forward" and "query" hold rows, "key" keys of the second set, "features" rows or monomials, in
 #: tiles of what is computed (fp32, fp64).
 TABLES = {
-    "forward": {**_SMALL, 2: _ROWS, 4: {**_SMALL[4], 128: Config(16, 16, 8)}},
+    "forward": {
+        2: {**_ROWS, 64: Config(64, 64, 8)},
+        4: {**_SMALL[4], 128: Config(16, 16, 8)},
+        8: {**_SMALL[8], 64: Config(16, 16, 4)},
+    },
     "query": {**_SMALL, 2: _ROWS, 4: {**_SMALL[4], 128: Config(16, 16, 4)}},
     "key": _KEY,
     "features": _FEATURES,

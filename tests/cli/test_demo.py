@@ -92,7 +92,7 @@ def test_report_has_every_section(quick):
     assert report["passed"] and report["seed"] == 3
     for title in report["sections"]:
         assert f"<h2>{title}</h2>" in html
-    assert html.count("<figure>") == 14 == html.count("<svg ")
+    assert html.count("<figure>") == 15 == html.count("<svg ")
     assert "all results agree" in html
     for mode in ("exact", "1 bit", "2 bits", "3 bits", "4 bits"):
         assert f"<td>{mode}</td>" in html
