@@ -68,7 +68,7 @@ def demo(
 ) -> None:
     """Train a small model exactly and with each kernel, and write a report; exit 1 if parity fails.
 
-    Takes about a minute on two idle CPU cores and needs no download.
+    Takes about four minutes on two idle CPU cores and needs no download.
     """
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
