@@ -31,7 +31,7 @@ template <class T>
 int forward_as(const Attention& p) {
   using A = arith_t<T>;
   const Shape& s = p.shape;
-  const int64_t n = p.operands[0].length, blocks = divide_up(n, BLOCK<A>);
+  const int64_t n = p.operands[0].length, blocks = ceil_div(n, BLOCK<A>);
   if (s.batch * s.heads * n == 0) return kOk;
   const Form form = Form(p.form);
   const int threads = p.exec.threads;

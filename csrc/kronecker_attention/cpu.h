@@ -8,6 +8,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "common/ceil_div.h"
 #include "common/lanes.h"
 #include "common/parallel.h"
 #include "kronecker_attention/kernels.h"
@@ -30,8 +31,7 @@ constexpr int ROWS = 6;
 template <class A>
 constexpr int BLOCK = 2 * LANES<A>;
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // ------------------------------------------------------------------------------ vectors
 

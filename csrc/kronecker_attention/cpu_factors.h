@@ -47,7 +47,7 @@ struct Summands {
     Summands r;
     r.length = length;
     r.width = std::min<int64_t>(SUMMED, round_up(length, LANES<A>));
-    r.tiles = r.width ? divide_up(length, r.width) : 0;
+    r.tiles = r.width ? ceil_div(length, r.width) : 0;
     return r;
   }
   int64_t x_size(int64_t channels) const { return tiles * width * (channels + 1); }
@@ -169,7 +169,7 @@ struct Plan {
   const int64_t d = s.channels, dv = s.value_channels;
   const int64_t r = place.count(), wide = round_up(dv, LANES<A>);
   const int64_t n = queries[0].length, group = s.heads / s.kv_heads, heads = s.batch * s.kv_heads;
-  const int64_t chunks = divide_up(r, CHUNK);
+  const int64_t chunks = ceil_div(r, CHUNK);
   const int64_t sums_size = r * wide + round_up(r, 16);
   const Scratch<A> weight{r};
   const Scratch<uint8_t> degree{r};

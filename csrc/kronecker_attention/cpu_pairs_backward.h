@@ -280,9 +280,9 @@ int pairs_backward(const Shape& s, Form form, const KeySet<T>& first, const KeyS
   using A = arith_t<T>;
   const int64_t n = o[0].length, m1 = o[1].length, m2 = o[2].length, d = s.channels;
   const int64_t dv = s.value_channels, heads = s.batch * s.kv_heads;
-  const int64_t group = s.heads / s.kv_heads, blocks = divide_up(n, BLOCK<A>);
+  const int64_t group = s.heads / s.kv_heads, blocks = ceil_div(n, BLOCK<A>);
   const int64_t units = group * blocks;
-  const int64_t slices = std::max<int64_t>(1, std::min(units, divide_up(SLICES, heads)));
+  const int64_t slices = std::max<int64_t>(1, std::min(units, ceil_div(SLICES, heads)));
   const int64_t wide = round_up(d, LANES<A>), value_wide = round_up(dv, LANES<A>);
   const int64_t size1 = round_up(m1 * (d + dv), 16);
   const int64_t slice_size = size1 + m2 * (wide + value_wide);

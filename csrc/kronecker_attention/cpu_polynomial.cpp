@@ -89,7 +89,7 @@ int whole_as(const Polynomial& p) {
                   w.coefficients(first * w.group + which), w.sums(products, which));
       }
     });
-    const int64_t tiles = divide_up(w.n, ACROSS<A>);
+    const int64_t tiles = ceil_div(w.n, ACROSS<A>);
     parallel_for(count * w.group * tiles, 1, 1, threads, [&](int64_t begin, int64_t end) {
       const Scratch<A> own(w.answer_memory());
       if (!own.get()) return failure.raise();
@@ -109,7 +109,7 @@ int pairs_as(const Polynomial& p) {
   using Queries = Block<A, Power<A>>;
   const Shape& s = p.shape;
   const Operand* o = p.operands;
-  const int64_t n = o[0].length, blocks = divide_up(n, BLOCK<A>), dv = s.value_channels;
+  const int64_t n = o[0].length, blocks = ceil_div(n, BLOCK<A>), dv = s.value_channels;
   const int threads = p.exec.threads;
   const uint8_t* masks[2] = {};
   for (int m = 0; p.masks && m < 2; ++m) masks[m] = reinterpret_cast<const uint8_t*>(p.masks[m]);

@@ -149,8 +149,8 @@ int whole_backward_as(const PolynomialBackward& p) {
   A* const sums = rows + wave * row_size;               // [wave, inputs]: sets, query heads
   A* const dsums = sums + wave * inputs * w.sums_size;  // [wave, inputs]: likewise
   int64_t tiles[MAX_SETS + 1], all = 0;                 // of each set; then of a query head
-  for (int m = 0; m < sets; ++m) all += tiles[m] = divide_up(w.keys[m].length, ACROSS<A>);
-  all += w.group * (tiles[sets] = divide_up(w.n, ACROSS<A>));
+  for (int m = 0; m < sets; ++m) all += tiles[m] = ceil_div(w.keys[m].length, ACROSS<A>);
+  all += w.group * (tiles[sets] = ceil_div(w.n, ACROSS<A>));
   Failure failure;
   for (int64_t first = 0; first < w.heads; first += wave) {
     const int64_t count = std::min(wave, w.heads - first);

@@ -184,7 +184,7 @@ template <class A>
 int scale_as(const Scale& s) {
   constexpr int SUMS = 16;
   A* const sums = static_cast<A*>(s.sums);
-  parallel_for(s.samples, 1, divide_up(GRAIN, std::max<int64_t>(s.size, 1)), s.exec.threads,
+  parallel_for(s.samples, 1, ceil_div(GRAIN, std::max<int64_t>(s.size, 1)), s.exec.threads,
                [&](int64_t begin, int64_t end) {
                  for (int64_t b = begin; b < end; ++b) {
                    const A* x = static_cast<const A*>(s.x) + b * s.size;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "common/ceil_div.h"
 #include "common/lanes.h"
 #include "common/parallel.h"
 #include "path_integral/kernels.h"
@@ -20,14 +21,12 @@ namespace {
 constexpr int BLOCK = 1024;       // numbers of a sample that go through all points together
 constexpr int64_t GRAIN = 16384;  // numbers below which a thread costs more than it brings
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Calls body(sample, first number, count) for every piece, `weight` times as much work as numbers.
 template <class Body>
 void each_piece(int64_t samples, int64_t size, int64_t weight, int threads, const Body& body) {
-  const int64_t across = divide_up(size, BLOCK);
+  const int64_t across = ceil_div(size, BLOCK);
   const int64_t work = std::min<int64_t>(size, BLOCK) * std::max<int64_t>(weight, 1);
-  parallel_for(samples * across, 1, divide_up(GRAIN, std::max<int64_t>(work, 1)), threads,
+  parallel_for(samples * across, 1, ceil_div(GRAIN, std::max<int64_t>(work, 1)), threads,
                [&](int64_t begin, int64_t end) {
                  for (int64_t p = begin; p < end; ++p) {
                    const int64_t e = p % across * BLOCK;

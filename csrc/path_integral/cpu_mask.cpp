@@ -124,7 +124,7 @@ int mask_grad_as(const MaskGrad& m) {
   each_piece(
       m.images, area, m.points * m.channels, m.exec.threads,
       [&](int64_t n, int64_t e, int count) { arriving<T>(m, n, e, count, pixels + n * area + e); });
-  const int64_t grain = divide_up(GRAIN * m.mask_height, std::max<int64_t>(area, 1));
+  const int64_t grain = ceil_div(GRAIN * m.mask_height, std::max<int64_t>(area, 1));
   parallel_for(m.images * m.mask_height, 1, grain, m.exec.threads, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const int64_t n = r / m.mask_height;
@@ -139,7 +139,7 @@ template <class A>
 int mask_penalty_as(const MaskPenalty& p) {
   const int64_t h = p.height, w = p.width;
   A *const variation = static_cast<A*>(p.variation), *const area = static_cast<A*>(p.area);
-  const int64_t grain = divide_up(GRAIN, h * w);
+  const int64_t grain = ceil_div(GRAIN, h * w);
   parallel_for(p.images, 1, grain, p.exec.threads, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const A* m = static_cast<const A*>(p.mask) + n * h * w;

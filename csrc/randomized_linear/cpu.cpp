@@ -120,14 +120,14 @@ int countsketch_as(const Project& p) {
   if (filled == 0 || p.columns == 0) return kOk;
   const uint64_t seed = uint64_t(*p.seed);
   const Permutation order = make_permutation(seed, p.rows);
-  const int64_t terms = divide_up(p.rows, p.k);
+  const int64_t terms = ceil_div(p.rows, p.k);
   const int together = int(std::max<int64_t>(1, INDEX_BLOCK / terms));  // buckets found at once
   const bool listed = terms <= INDEX_BLOCK;
   // Few buckets: threads share out the columns instead.
-  const int64_t parts = filled >= 4 * p.exec.threads ? 1 : divide_up(p.columns, SUM);
-  const int64_t width = divide_up(divide_up(p.columns, parts), SUM) * SUM;
-  const int64_t work = divide_up(filled, together) * parts;
-  const int64_t grain = divide_up(GRAIN, together * terms * std::min(width, p.columns));
+  const int64_t parts = filled >= 4 * p.exec.threads ? 1 : ceil_div(p.columns, SUM);
+  const int64_t width = ceil_div(ceil_div(p.columns, parts), SUM) * SUM;
+  const int64_t work = ceil_div(filled, together) * parts;
+  const int64_t grain = ceil_div(GRAIN, together * terms * std::min(width, p.columns));
   parallel_for(work, 1, grain, p.exec.threads, [&](int64_t begin, int64_t end) {
     alignas(64) A sum[SUM];
     Members members;
@@ -139,7 +139,7 @@ int countsketch_as(const Project& p) {
       for (int b = 0; b < buckets; ++b) {
         for (int64_t c = left; c < right; c += SUM) {
           const int n = int(std::min<int64_t>(SUM, right - c));
-          std::fill_n(sum, divide_up(n, L) * L, A(0));
+          std::fill_n(sum, ceil_div(n, L) * L, A(0));
           for (int64_t t0 = 0; t0 < terms; t0 += INDEX_BLOCK) {
             const int count = int(std::min<int64_t>(INDEX_BLOCK, terms - t0));
             if (!listed) members.find(order, seed, p.k, first + b, 1, t0, count);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/ceil_div.h"
 #include "common/lanes.h"
 #include "common/permutation.h"
 #include "randomized_linear/kernels.h"
@@ -22,8 +23,6 @@ int project_rows(const Project&);
 namespace {
 
 constexpr int64_t GRAIN = 16384;  // elements below which a thread costs more than it brings
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
 void zero_rows(T* out, int64_t columns, int64_t begin, int64_t end) {

@@ -153,14 +153,14 @@ int dense_as(const Project& p) {
     return kOk;
   }
   // Threads share out the outputs; where those are few, the columns too.
-  const int64_t rows_of = std::min<int64_t>(p.exec.threads, divide_up(p.k, 96));
+  const int64_t rows_of = std::min<int64_t>(p.exec.threads, ceil_div(p.k, 96));
   const int64_t across = std::min<int64_t>(std::max<int64_t>(1, p.exec.threads / rows_of),
-                                           divide_up(p.columns, STRIP<A>));
-  const int64_t height = divide_up(divide_up(p.k, rows_of), 32) * 32;
-  const int64_t panel = divide_up(divide_up(height, divide_up(height, OUTPUTS)), 32) * 32;
-  const int64_t width = divide_up(divide_up(p.columns, across), STRIP<A>) * STRIP<A>;
-  const int64_t work = divide_up(p.k, height) * divide_up(p.columns, width);
-  const int64_t grain = divide_up(GRAIN, p.rows * height * std::min(width, p.columns) / 32 + 1);
+                                           ceil_div(p.columns, STRIP<A>));
+  const int64_t height = ceil_div(ceil_div(p.k, rows_of), 32) * 32;
+  const int64_t panel = ceil_div(ceil_div(height, ceil_div(height, OUTPUTS)), 32) * 32;
+  const int64_t width = ceil_div(ceil_div(p.columns, across), STRIP<A>) * STRIP<A>;
+  const int64_t work = ceil_div(p.k, height) * ceil_div(p.columns, width);
+  const int64_t grain = ceil_div(GRAIN, p.rows * height * std::min(width, p.columns) / 32 + 1);
   bool failed = false;
   parallel_for(work, 1, grain, p.exec.threads, [&](int64_t begin, int64_t end) {
     using P = Piece<T>;
@@ -173,7 +173,7 @@ int dense_as(const Project& p) {
     A* m = memory.get();
     const P piece{p, p.normal_table,    A(dense_scale(p.k)),
                   m, m + P::panel_size, m + P::panel_size + P::strip_size};
-    const int64_t ranges = divide_up(p.columns, width);
+    const int64_t ranges = ceil_div(p.columns, width);
     for (int64_t w = begin; w < end; ++w) {
       const int64_t j_end = std::min(p.k, (w / ranges + 1) * height);
       const int64_t right = std::min(p.columns, (w % ranges + 1) * width);

@@ -134,9 +134,9 @@ int srht_as(const Project& p) {
   const uint64_t seed = uint64_t(*p.seed);
   const Permutation order = make_permutation(seed, shape.transformed());
   const Tiles<T> tiles{p, shape, A(srht_scale(shape, p.k))};
-  const int64_t across = divide_up(p.columns, STRIPS * L);
+  const int64_t across = ceil_div(p.columns, STRIPS * L);
   bool failed = false;
-  const int64_t grain = divide_up(GRAIN, shape.size() * std::min<int64_t>(STRIPS * L, p.columns));
+  const int64_t grain = ceil_div(GRAIN, shape.size() * std::min<int64_t>(STRIPS * L, p.columns));
   parallel_for(shape.blocks * across, 1, grain, p.exec.threads, [&](int64_t begin, int64_t end) {
     const Scratch<A> tile(shape.size() * STRIPS * L);
     if (!tile.get()) {
