@@ -6,12 +6,9 @@ A level is picked once, when the module loads, so each runs in a process of its 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from helpers import isa_levels
 from helpers.fewbit_cases import (
     CANCELLING,
     CODED,
@@ -27,28 +24,17 @@ from helpers.fewbit_cases import (
     upstream,
     variant_id,
 )
+from helpers.isa_levels import LEVELS
 from helpers.isa_worker import N
 from helpers.parity import assert_parity, assert_same_bits
 from sublimate import _philox
 from sublimate.fewbit import reference as R
 
-LEVELS = ("base", "v3", "v4")
-
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """(level in use, results) by the level asked for."""
-    folder = tmp_path_factory.mktemp("isa")
-    running = {}
-    for level in LEVELS:
-        env = dict(os.environ, SUBLIMATE_CPU_ISA=level)
-        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        command = [sys.executable, "-m", "helpers.isa_worker", str(folder / level)]
-        process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-        assert process.returncode == 0, f"{level}: {process.stderr[-3000:]}"
-        saved = torch.load(folder / level, weights_only=False)
-        running[level] = saved["isa"], saved["results"]
-    return running
+    return isa_levels.run("isa_worker", tmp_path_factory.mktemp("isa"))
 
 
 @pytest.fixture(params=LEVELS)

@@ -7,36 +7,23 @@ picked once, when the module loads, so each runs in a process of its own
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from helpers import isa_levels
+from helpers.isa_levels import LEVELS
 from helpers.multicut_cases import assert_same_choice, tolerance
 from helpers.multicut_isa_worker import DTYPES, case_of
 from sublimate.multicut import reference as R
 from sublimate.multicut.reference_kernighan_lin import kernighan_lin
 
-LEVELS = ("base", "v3", "v4")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Results by level, of the levels that this processor has."""
-    folder = tmp_path_factory.mktemp("isa")
-    results = {}
-    for level in LEVELS:
-        env = dict(os.environ, SUBLIMATE_CPU_ISA=level)
-        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        command = [sys.executable, "-m", "helpers.multicut_isa_worker", str(folder / level)]
-        process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-        assert process.returncode == 0, f"{level}: {process.stderr[-3000:]}"
-        saved = torch.load(folder / level, weights_only=False)
-        if saved["isa"] == level:
-            results[level] = saved["results"]
-    return results
+    running = isa_levels.run("multicut_isa_worker", tmp_path_factory.mktemp("isa"))
+    return {level: results for level, (isa, results) in running.items() if isa == level}
 
 
 @each_dtype

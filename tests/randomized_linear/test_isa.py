@@ -6,19 +6,15 @@ A level is picked once, when the module loads, so each runs in a process of its 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
-import torch
+from helpers import isa_levels
+from helpers.isa_levels import LEVELS
 from helpers.parity import assert_parity, assert_same_bits
 from helpers.sketch_isa_worker import LENGTHS, OUTPUTS, matrix
 from helpers.sketch_kernels import DENSE, DTYPES, SEED, SPARSE
 from sublimate import _native
 from sublimate.randomized_linear import reference as R
 
-LEVELS = ("base", "v3", "v4")
 pytestmark = pytest.mark.skipif(
     _native.CPU.reason() is not None, reason=f"no CPU module: {_native.CPU.reason()}"
 )
@@ -27,17 +23,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """(level in use, results) by the level asked for."""
-    folder = tmp_path_factory.mktemp("isa")
-    running = {}
-    for level in LEVELS:
-        env = dict(os.environ, SUBLIMATE_CPU_ISA=level)
-        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        command = [sys.executable, "-m", "helpers.sketch_isa_worker", str(folder / level)]
-        process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-        assert process.returncode == 0, f"{level}: {process.stderr[-3000:]}"
-        saved = torch.load(folder / level, weights_only=False)
-        running[level] = saved["isa"], saved["results"]
-    return running
+    return isa_levels.run("sketch_isa_worker", tmp_path_factory.mktemp("isa"))
 
 
 @pytest.fixture(params=LEVELS)
