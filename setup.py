@@ -8,6 +8,8 @@ Switches (environment):
   SUBLIMATE_BUILD_DIR=folder      keep CMake's folder here, so that a second build (an editable one,
                                   say) compiles only what changed.
   SUBLIMATE_BUILD_TYPE=Debug      CMake's build type; default Release.
+  SUBLIMATE_MULTIVERSION=0        CPU kernels for the baseline instruction set only: a third of the
+                                  compiling, and slower kernels.
   CMAKE_BUILD_PARALLEL_LEVEL=n    compile n files at a time; default: all cores.
 
 Neither torch nor a GPU is needed to build, and neither is looked for.
@@ -31,6 +33,7 @@ ROOT = Path(__file__).parent.resolve()
 SKIP_NATIVE = os.environ.get("SUBLIMATE_SKIP_NATIVE", "0") not in ("", "0")
 BUILD_CUDA = os.environ.get("SUBLIMATE_BUILD_CUDA", "auto").lower()
 BUILD_TYPE = os.environ.get("SUBLIMATE_BUILD_TYPE") or "Release"
+MULTIVERSION = os.environ.get("SUBLIMATE_MULTIVERSION", "1") != "0"
 if BUILD_CUDA not in ("auto", "0", "1"):
     sys.exit(f"SUBLIMATE_BUILD_CUDA must be auto, 0 or 1, got {BUILD_CUDA!r}")
 
@@ -116,6 +119,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DSUBLIMATE_MODULE_SUFFIX={suffix}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else BUILD_TYPE}",
+            f"-DSUBLIMATE_MULTIVERSION={'ON' if MULTIVERSION else 'OFF'}",
             f"-DSUBLIMATE_CUDA={'ON' if target == '_C_cuda' else 'OFF'}",
         ]
         if ninja:

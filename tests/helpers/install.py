@@ -40,8 +40,8 @@ def copy_tree(target: Path) -> Path:
 def environment(**extra: str) -> dict[str, str]:
     """This process's variables without ours and without PYTHONPATH, plus ``extra``.
 
-    Builds are unoptimised and without CUDA unless ``extra`` says otherwise: what is tested here is
-    what gets packaged, not what the compiler makes of it.
+    Builds are unoptimised, for one instruction set and without CUDA unless ``extra`` says
+    otherwise: what is tested here is what gets packaged, not what the compiler makes of it.
     """
     kept = {
         key: value
@@ -51,6 +51,7 @@ def environment(**extra: str) -> dict[str, str]:
     defaults = {
         "SUBLIMATE_BUILD_CUDA": "0",
         "SUBLIMATE_BUILD_TYPE": "Debug",
+        "SUBLIMATE_MULTIVERSION": "0",
         "CMAKE_BUILD_PARALLEL_LEVEL": "2",
         "PIP_NO_INDEX": "1",  # nothing may come from elsewhere
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",

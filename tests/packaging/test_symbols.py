@@ -1,12 +1,14 @@
 """The compiled CPU kernels, read from their objects: levels stay apart, hot loops are vectorised.
 
-Each csrc/<family>/cpu.cpp is compiled here once per instruction-set level by the very commands that
-CMake gives (common/isa.h), with the compiler's vectorisation report switched on.
+Sources whose loops are looked at are compiled here once per level by the very commands that CMake
+gives (common/isa.h), with the compiler's vectorisation report switched on; of the others, the
+objects of the installed build are read where it is up to date.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -42,16 +44,49 @@ class Object:
     level: str
     source: Path
     file: Path
-    report: str  # -fopt-info-vec-optimized
+    report: str  # -fopt-info-vec-optimized; empty where the object was there already
 
 
-def compile_one(entry: dict[str, str], folder: Path) -> Object:
+#: Sources whose vectorisation report is read, at v3 and v4.
+REPORTED = (
+    "fewbit/cpu",
+    *(f"randomized_linear/{stem}" for stem in ("cpu", "cpu_dense", "cpu_srht")),
+    *(f"path_integral/{stem}" for stem in ("cpu", "cpu_mask")),
+)
+
+
+def built_already() -> Path | None:
+    """CMake's folder of the installed build (make keeps it), if that is an optimised one and its
+    build tool finds nothing to do."""
+    kept = os.environ.get("SUBLIMATE_BUILD_DIR") or native_build.ROOT / "build" / "native"
+    folder = Path(kept) / str(native_build.SUFFIX).removeprefix(".").removesuffix(".so") / "_C"
+    cache = folder / "CMakeCache.txt"
+    if not cache.is_file() or "CMAKE_BUILD_TYPE:STRING=Release" not in cache.read_text():
+        return None
+    dry_run = [
+        str(native_build.tool("cmake")),
+        "--build",
+        str(folder),
+        "--target",
+        "_C",
+        "--",
+        "-n",
+    ]
+    done = subprocess.run(dry_run, capture_output=True, text=True, check=False)
+    return folder if "no work to do" in done.stdout else None
+
+
+def compile_one(entry: dict[str, str], folder: Path, built: Path | None) -> Object:
     match = re.search(r"kernels_(base|v3|v4)\.dir", entry["command"])
     assert match is not None
     source = Path(entry["file"])
-    stem = folder / f"{match[1]}-{source.parent.name}-{source.stem}"
+    name = str(source.relative_to(native_build.ROOT / "csrc").with_suffix(""))
     command = shlex.split(entry["command"])
-    command[command.index("-o") + 1] = f"{stem}.o"
+    target = command.index("-o") + 1
+    if built and (match[1] == "base" or name not in REPORTED):
+        return Object(match[1], source, built / command[target], "")
+    stem = folder / f"{match[1]}-{source.parent.name}-{source.stem}"
+    command[target] = f"{stem}.o"
     report = Path(f"{stem}.txt")
     report.touch()
     native_build.run([*command, f"-fopt-info-vec-optimized={report}"], cwd=entry["directory"])
@@ -64,8 +99,9 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Object]:
     native_build.configure(folder / "cmake")
     entries = json.loads((folder / "cmake" / "compile_commands.json").read_text())
     entries = [e for e in entries if "kernels_" in e["command"]]
+    built = built_already()
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda e: compile_one(e, folder), entries))
+        found = list(pool.map(lambda e: compile_one(e, folder, built), entries))
     sources = {o.source for o in found}
     assert native_build.ROOT / "csrc" / "fewbit" / "cpu.cpp" in sources
     assert {(o.level, o.source) for o in found} == {(lv, s) for lv in WIDTH for s in sources}
