@@ -86,12 +86,13 @@ struct Ahead {
   int64_t bytes = 0;   // of a piece
   int64_t stride = 0;  // to the next
 
-  // `count` elements from x, two registers of them in a step.
+  // `count` elements from x in at most `steps` steps, whole lines of the cache in each.
   template <class T>
-  static Ahead line(const T* x, int64_t count) {
-    constexpr int64_t elements = 2 * LANES<arith_t<T>>;
-    const int64_t bytes = elements * int64_t(sizeof(T));
-    return {reinterpret_cast<const char*>(x), (count + elements - 1) / elements, bytes, bytes};
+  static Ahead spread(const T* x, int64_t count, int64_t steps) {
+    if (count <= 0 || steps <= 0) return {};
+    const int64_t all = count * int64_t(sizeof(T));
+    const int64_t bytes = ((all + steps - 1) / steps + 63) / 64 * 64;
+    return {reinterpret_cast<const char*>(x), (all + bytes - 1) / bytes, bytes, bytes};
   }
   // `columns` elements of each of some rows, a row in a step.
   template <class T>

@@ -22,8 +22,8 @@ constexpr int LINE = 16384 / int(sizeof(A));
 // them does not fall into a few sets of the cache.
 template <class A>
 constexpr int PITCH = LINE<A> + 4 * LANES<A>;
-constexpr int FIRST = 3;   // stages over registers in the pass that reads x
-constexpr int STRIPS = 4;  // registers side by side in a pass over the columns of a long row
+constexpr int FIRST = RADIX;  // stages over registers in the pass that reads x
+constexpr int STRIPS = 4;     // registers side by side in a pass over the columns of a long row
 
 template <class T>
 SUBLIMATE_HD Vector<arith_t<T>> load_padded(const T* x, int64_t left) {
@@ -74,6 +74,24 @@ void transform_line(const T* x, int64_t left, int64_t length, int64_t count, ari
     }
   });
   transform_strip(line, log_registers, first, ahead);
+}
+
+// Calls of Ahead::step in transform_line of one row of `length` elements, and in write_line.
+template <class A>
+int64_t steps_of_line(int64_t length) {
+  const int log_registers = log2_of(length / LANES<A>);
+  int done = std::min(log_registers, FIRST);
+  int64_t steps = int64_t(1) << (log_registers - done);
+  while (done < log_registers) {
+    const int stages = stages_of_pass(log_registers - done);
+    steps += int64_t(1) << (log_registers - stages);
+    done += stages;
+  }
+  return steps;
+}
+template <class A>
+constexpr int64_t steps_of_writing(int64_t count) {
+  return count / (2 * LANES<A>);
 }
 
 // scale * line, rounded, to out. With `stream` the writes bypass the caches (common/vec.h).
@@ -206,24 +224,31 @@ bool transform_columns(const Hadamard& h, const arith_t<T>* from, int64_t left, 
   return true;
 }
 
-// One row longer than a line; `whole` has room for it. While it is written, `next`, the row after
-// it, is read as far as half of a usual second-level cache goes.
+// One row longer than a line; `whole` has room for it. While it is transformed, `next`, the row
+// after it, is read as far as a part of a usual second-level cache goes: where all of it fits, the
+// first half during the lines and the rest during the columns; else each line during the one
+// before it, and the start of `next` during the columns.
 template <class T>
 bool long_row(const Hadamard& h, const T* x, T* out, arith_t<T>* whole, int threads, bool stream,
               const T* next) {
   using A = arith_t<T>;
+  constexpr int64_t line = LINE<A>, wide = STRIPS * LANES<A>;
+  const int64_t lines = h.padded / line;
   const int64_t fitting = std::min<int64_t>(h.length, (256 << 10) / sizeof(T));
-  parallel_for(h.padded / LINE<A>, 1, GRAIN / LINE<A>, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t line = begin; line < end; ++line) {
-      const int64_t at = line * LINE<A>;
-      Ahead ahead = Ahead::line(x + at + LINE<A>, at + LINE<A> < h.length ? LINE<A> : 0);
-      transform_line(x + at, h.length - at, LINE<A>, LINE<A>, whole + line * PITCH<A>, ahead);
+  const int64_t early = next && fitting == h.length ? fitting / 2 : 0;
+  Ahead rest = Ahead::spread(next, early, lines * steps_of_line<A>(line));
+  parallel_for(lines, 1, GRAIN / line, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = i * line, after = at + line;
+      Ahead one =
+          Ahead::spread(x + after, std::min(line, h.length - after), steps_of_line<A>(line));
+      transform_line(x + at, h.length - at, line, line, whole + i * PITCH<A>, early ? rest : one);
     }
   });
   bool failed = false;
-  constexpr int64_t wide = STRIPS * LANES<A>;
-  parallel_for(LINE<A>, wide, wide, threads, [&](int64_t begin, int64_t end) {
-    const Ahead ahead = Ahead::line(next, next ? fitting : 0);
+  parallel_for(line, wide, wide, threads, [&](int64_t begin, int64_t end) {
+    const Ahead ahead =
+        Ahead::spread(next + early, next ? fitting - early : 0, steps_of_writing<A>(h.padded));
     if (!transform_columns(h, whole, begin, end, out, stream, ahead)) {
 #pragma omp atomic write
       failed = true;
@@ -284,10 +309,10 @@ int hadamard_as(const Hadamard& h) {
     for (int64_t row = begin; row < end; row += together) {
       const int64_t count = std::min(together, end - row) * h.padded;
       const T* from = x + row * h.row_stride;
-      const bool more = row + together < end;
-      Ahead ahead = Ahead::line(from + together * h.row_stride, !more          ? 0
-                                                                : together > 1 ? together * h.padded
-                                                                               : h.length);
+      const int64_t after = row + together >= end ? 0 : together > 1 ? count : h.length;
+      Ahead ahead = Ahead::spread(
+          from + together * h.row_stride, after,
+          together > 1 ? count / (int64_t(LANES<A>) << FIRST) : steps_of_line<A>(h.padded));
       transform_line(from, together > 1 ? count : h.length, h.padded, count, line, ahead);
       write_line(line, count, A(h.scale), out + row * h.padded, stream, ahead);
     }
