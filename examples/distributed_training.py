@@ -1,7 +1,7 @@
 """DDP and FSDP2 around a converted model, on two CPU processes; on GPUs only the group differs.
 
-``fewbit.convert`` and ``randomized_linear.convert`` come before the wrapper. Each rank draws its own
-sketches: ``rank=None``, the default, is the rank in the default process group. The same script runs
+``fewbit.convert`` and ``randomized_linear.convert`` come before the wrapper. Each rank draws its
+own sketches: ``rank=None``, the default, is its rank in the default group. The same script runs
 under ``torchrun --nproc-per-node 2 examples/distributed_training.py``.
 
 Run: python examples/distributed_training.py          (about 10 seconds on two cores)

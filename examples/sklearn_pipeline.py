@@ -59,7 +59,7 @@ def main() -> dict[str, Any]:
         "same again": np.array_equal(again["cluster"].labels_, best["cluster"].labels_),
     }
     print(f"best alpha {found['best']}: {found['clusters']} clusters, adjusted Rand index "
-          f"{found['multicut']:.3f}; k-means told that there are ten {found['k-means']:.3f}")  # fmt: skip
+          f"{found['multicut']:.3f}; k-means, told of ten, {found['k-means']:.3f}")  # fmt: skip
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 from sublimate.cli import app
 from typer.testing import CliRunner
 
-from bench.harness import compare, record, report, run
+from bench.harness import compare, readme, record, report, run
 
 CASE = "fewbit/gelu/3bit/float32/2^14/cpu"
 
@@ -83,6 +83,30 @@ def test_committed_page_is_that_of_the_committed_files():
     page = record.ROOT / "docs" / "performance.md"
     assert page.read_text(encoding="utf-8") == report.text(record.RESULTS.glob("*.csv")), (
         "python -m sublimate bench --report docs/performance.md"
+    )
+
+
+def test_readme_and_its_chart_are_those_of_the_committed_file():
+    """README.md holds no measured number that bench/results does not."""
+    text = readme.README.read_text(encoding="utf-8")
+    assert text == readme.replaced(text), "python -m sublimate bench --refresh"
+    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+    bars = readme.bars()
+    assert {family for family, *_ in bars} == set(readme._COLOURS)
+    picture = readme.CHART.read_bytes()
+    assert readme.digest(bars).encode() in picture, "python -m sublimate bench --refresh"
+
+
+def test_readme_sees_a_changed_number(tmp_path):
+    rows = record.read(readme.RESULTS)
+    newest = {(r["case"], r["provider"], r["mode"], r["allocator"]): r for r in rows if r["p50_ms"]}
+    key = ("fewbit/gelu/3bit/float32/2^24/cpu", "sublimate-cpu", "fwd", "warm")
+    changed = written(tmp_path / "a.csv", *rows, newest[key] | {"ratio_eager": "1.75"})
+    assert "| GELU fp32 | **1.75** |" in readme.block(changed)
+    assert readme.bars(changed) == readme.bars()
+    both = newest[(*key[:2], "both", "warm")] | {"ratio_eager": "1.75"}
+    assert readme.digest(readme.bars(written(tmp_path / "a.csv", both))) != readme.digest(
+        readme.bars()
     )
 
 

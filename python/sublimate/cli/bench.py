@@ -56,6 +56,13 @@ def bench(
         Path | None,
         typer.Option("--report", help="Measure nothing; write this page from bench/results."),
     ] = None,
+    refresh: Annotated[
+        bool,
+        typer.Option(
+            "--refresh",
+            help="Measure nothing; rewrite docs/performance.md and README.md's table and chart.",
+        ),
+    ] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -86,6 +93,10 @@ def bench(
     if list_only:
         for name in run.listing(families, case):
             typer.echo(name)
+        return
+    if refresh:
+        importlib.import_module("bench.harness.report").write(root / "docs" / "performance.md")
+        importlib.import_module("bench.harness.readme").write()
         return
     if report is not None:
         importlib.import_module("bench.harness.report").write(report)
