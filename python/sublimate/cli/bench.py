@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -116,6 +116,6 @@ def bench(
         raise typer.Exit(status)
 
 
-def _stop(message: str) -> typer.Exit:
+def _stop(message: str) -> NoReturn:
     Console(stderr=True).print(f"[red]error[/red]: {escape(message)}", highlight=False)
     raise typer.Exit(2)
