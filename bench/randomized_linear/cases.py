@@ -245,6 +245,7 @@ def _hadamard(dtype: torch.dtype, rows: int, length: int, device: str) -> Case:
         gradient_error=lambda forward, inputs, dy: 0.0,
         bars=HADAMARD_BAR if n * s >= 2**27 else {},
         modes=("fwd",),
+        differentiable=False,
     )
 
 
