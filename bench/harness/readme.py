@@ -36,7 +36,9 @@ SHOWN = (
      "path_integral/integrated/plain/float32/transformer-8/cpu", "cpu", "fwd", "captum"),
     ("attention over pairs, n = 512", "kronecker_attention/exact/float32/512x32/cpu", "cpu", "both",
      "eager"),
-    ("multicut of 1000 nodes", "multicut/default/easy/float32/1000x32/cpu", "cpu", "fwd",
+    ("multicut of 2000 nodes", "multicut/default/easy/float32/2000x32/cpu", "cpu", "fwd",
+     "sklearn-average"),
+    ("multicut of 1000 noisy nodes", "multicut/default/hard/float32/1000x32/cpu", "cpu", "fwd",
      "sklearn-average"),
 )  # fmt: skip
 _COLOURS = {

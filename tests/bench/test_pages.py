@@ -8,7 +8,7 @@ import pytest
 from sublimate.cli import app
 from typer.testing import CliRunner
 
-from bench.harness import compare, readme, record, report, run
+from bench.harness import compare, plots, readme, record, report, run
 
 CASE = "fewbit/gelu/3bit/float32/2^14/cpu"
 
@@ -108,6 +108,17 @@ def test_readme_sees_a_changed_number(tmp_path):
     assert readme.digest(readme.bars(written(tmp_path / "a.csv", both))) != readme.digest(
         readme.bars()
     )
+
+
+def test_every_family_can_be_drawn(tmp_path):
+    """The ids of cases differ in length, and a family may have no eager rows."""
+    first = {}
+    for found in plots.latest(readme.RESULTS):
+        first.setdefault(found["family"], found["case"])
+    kept = [r for r in record.read(readme.RESULTS) if r["case"] in first.values()]
+    drawn = plots.draw(written(tmp_path / "a.csv", *kept), tmp_path)
+    for family in readme._COLOURS:
+        assert any(f"-{family}-" in p.name and p.stat().st_size > 5000 for p in drawn), family
 
 
 def test_committed_results_are_whole():
