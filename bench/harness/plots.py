@@ -75,15 +75,18 @@ def _heading(rows: list[dict[str, str]]) -> str:
 
 
 def _label(case: str) -> str:
-    _, op, bits, dtype, size, _ = case.split("/")
-    return f"{op} {bits}\n{dtype}\n{size}"
+    """The parts of a case's id between family and device, one a line."""
+    return "\n".join(case.split("/")[1:-1])
 
 
 _HIGHEST = 2.5  # times eager, the top of the axes
 
 
 def _times(rows: list[dict[str, str]], path: Path) -> Path:
-    """Bars of the median relative to eager, with p20 to p80; one row of axes a mode."""
+    """Bars of the median relative to eager, with p20 to p80; one row of axes a mode.
+
+    A family without eager rows is shown relative to the first peer of each case.
+    """
     modes = [m for m in _MODES if any(r["mode"] == m for r in rows)]
     cases = list(dict.fromkeys(r["case"] for r in rows))
     providers = list(dict.fromkeys(r["provider"] for r in rows))
@@ -91,11 +94,16 @@ def _times(rows: list[dict[str, str]], path: Path) -> Path:
     each = max(1.1, 0.25 * len(providers))
     figure, grid = _axes(len(modes), 1, max(6.0, each * len(cases) + 2), 2.4 * len(modes) + 0.6)
     found = {(r["case"], r["mode"], r["provider"]): r for r in rows}
+    peers: dict[tuple[str, str], dict[str, str]] = {}
+    for row in sorted(rows, key=lambda r: r["provider"] != "eager"):
+        if not row["provider"].startswith("sublimate-"):
+            peers.setdefault((row["case"], row["mode"]), row)
+    unit_name = "eager" if any(r["provider"] == "eager" for r in rows) else "first peer"
     width = 0.8 / len(providers)
     for axes, mode in zip(grid[:, 0], modes, strict=True):
         for k, provider in enumerate(providers):
             for at, case in enumerate(cases):
-                row, base = found.get((case, mode, provider)), found.get((case, mode, "eager"))
+                row, base = found.get((case, mode, provider)), peers.get((case, mode))
                 if row is None or base is None:
                     continue
                 unit = float(base["p50_ms"])
@@ -114,7 +122,7 @@ def _times(rows: list[dict[str, str]], path: Path) -> Path:
                     axes.plot(ends, [float(row["bar"])] * 2, color="#b3261e", lw=1.6)
         axes.axhline(1, color=_COLOURS["eager"], lw=0.8)
         axes.set_ylim(0, min(_HIGHEST, axes.get_ylim()[1]))
-        axes.set_ylabel(f"{_MODES[mode]}\ntime / eager")
+        axes.set_ylabel(f"{_MODES[mode]}\ntime / {unit_name}")
         axes.set_xticks(range(len(cases)), [_label(c) for c in cases])
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))

@@ -36,7 +36,8 @@ def ratios(row: CsvRow) -> dict[str, float]:
     return found | {peer.strip(): float(ratio) for ratio, peer in _OF.findall(row["note"])}
 
 
-def _ratio(value: float) -> str:
+def shown(value: float) -> str:
+    """A ratio to a peer, bold where we lose."""
     return f"**{value:.2f}**" if value > 1 else f"{value:.2f}"
 
 
@@ -45,7 +46,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cells(row: CsvRow) -> tuple[str, ...]:
-    against = ", ".join(f"{_ratio(value)} {peer}" for peer, value in ratios(row).items())
+    against = ", ".join(f"{shown(value)} {peer}" for peer, value in ratios(row).items())
     limits = [f"<= {float(row['bar']):g}"] if row["bar"] else []
     limits += [f">= {float(row['fraction_bar']):.0%}"] if row["fraction_bar"] else []
     goal = " ".join([*limits, "(missed)"] if row["bar_met"] == "no" else limits)

@@ -8,7 +8,7 @@ import pytest
 from sublimate.cli import app
 from typer.testing import CliRunner
 
-from bench.harness import compare, record, report, run
+from bench.harness import compare, plots, readme, record, report, run
 
 CASE = "fewbit/gelu/3bit/float32/2^14/cpu"
 
@@ -84,6 +84,41 @@ def test_committed_page_is_that_of_the_committed_files():
     assert page.read_text(encoding="utf-8") == report.text(record.RESULTS.glob("*.csv")), (
         "python -m sublimate bench --report docs/performance.md"
     )
+
+
+def test_readme_and_its_chart_are_those_of_the_committed_file():
+    """README.md holds no measured number that bench/results does not."""
+    text = readme.README.read_text(encoding="utf-8")
+    assert text == readme.replaced(text), "python -m sublimate bench --refresh"
+    assert text.count(readme.BEGIN) == text.count(readme.END) == 1
+    bars = readme.bars()
+    assert {family for family, *_ in bars} == set(readme._COLOURS)
+    picture = readme.CHART.read_bytes()
+    assert readme.digest(bars).encode() in picture, "python -m sublimate bench --refresh"
+
+
+def test_readme_sees_a_changed_number(tmp_path):
+    rows = record.read(readme.RESULTS)
+    newest = {(r["case"], r["provider"], r["mode"], r["allocator"]): r for r in rows if r["p50_ms"]}
+    key = ("fewbit/gelu/3bit/float32/2^24/cpu", "sublimate-cpu", "fwd", "warm")
+    changed = written(tmp_path / "a.csv", *rows, newest[key] | {"ratio_eager": "1.75"})
+    assert "| GELU fp32 | **1.75** |" in readme.block(changed)
+    assert readme.bars(changed) == readme.bars()
+    both = newest[(*key[:2], "both", "warm")] | {"ratio_eager": "1.75"}
+    assert readme.digest(readme.bars(written(tmp_path / "a.csv", both))) != readme.digest(
+        readme.bars()
+    )
+
+
+def test_every_family_can_be_drawn(tmp_path):
+    """The ids of cases differ in length, and a family may have no eager rows."""
+    first = {}
+    for found in plots.latest(readme.RESULTS):
+        first.setdefault(found["family"], found["case"])
+    kept = [r for r in record.read(readme.RESULTS) if r["case"] in first.values()]
+    drawn = plots.draw(written(tmp_path / "a.csv", *kept), tmp_path)
+    for family in readme._COLOURS:
+        assert any(f"-{family}-" in p.name and p.stat().st_size > 5000 for p in drawn), family
 
 
 def test_committed_results_are_whole():

@@ -123,6 +123,43 @@ def flat(t):
     return t.as_strided((t.numel(),), (1,))
 
 
+#: family -> (native function, op that calls it).
+WRONG = {
+    "kronecker_attention": ("attention", "exact attention"),
+    "multicut": ("contract", "objective"),
+    "path_integral": ("points", "path_points"),
+    "randomized_linear": ("hadamard", "hadamard"),
+}
+
+
+@pytest.mark.parametrize("family", WRONG)
+def test_check_sees_a_wrong_kernel_of_each_family(monkeypatch, family):
+    """A kernel that computes with another input than it was given."""
+    needs_cpu_kernels()
+    name, op = WRONG[family]
+    module = getattr(_native, family)
+    true = getattr(module, name)
+    (case,) = [
+        c for c in check.plan((family,), ("cpu",), True)[0]
+        if (c.op, c.dtype) == (op, torch.float32)
+    ]  # fmt: skip
+    assert check.run_case(case).passed
+    calls = []
+
+    def wrong(*arguments, **keywords):
+        changed = list(arguments)
+        at = next(
+            k for k, a in enumerate(arguments) if torch.is_tensor(a) and a.is_floating_point()
+        )
+        changed[at] = 1.01 * arguments[at]
+        calls.append(at)
+        return true(*changed, **keywords)
+
+    monkeypatch.setattr(module, name, wrong)
+    outcome = check.run_case(case)
+    assert calls and not outcome.passed
+
+
 def test_check_reports_a_kernel_that_raises(monkeypatch):
     needs_cpu_kernels()
 
@@ -158,9 +195,9 @@ def test_check_table_names_the_failure(monkeypatch):
 @pytest.mark.parametrize("wide", [True, False])
 def test_check_table_is_not_folded(wide):
     """Long names and numbers in full, at the width of a file and of 80 columns."""
-    case = _parity.Case(
-        "fewbit", "tanhshrink, stochastic", "reference", "cpu", torch.bfloat16, list
-    )
+    cases = check.plan(check.FAMILIES, ("reference",), False)[0]
+    longest = max((check._short_op(c) for c in cases), key=len)
+    case = _parity.Case("fewbit", longest, "reference", "cpu", torch.bfloat16, list)
     found = [
         _parity.Measurement("3 bits", quantity, 1.2e-10, 3.4e-10, 5e-10, 6e-10)
         for quantity in ("forward", "gradient", "codes")
@@ -169,7 +206,9 @@ def test_check_table_is_not_folded(wide):
     console.print(check._table([check.Outcome(case, found)], wide))
     text = console.file.getvalue()
     assert "…" not in text
-    assert all(part in text for part in ("tanhshrink, stochastic", "reference", "bfloat16", "pass"))
+    assert all(
+        part in text for part in (longest, "fewbit", "reference", "bfloat16", "pass", "verdict")
+    )
     assert ("1.2e-10 / 3.4e-10" if wide else "1e-10  83%") in text
 
 

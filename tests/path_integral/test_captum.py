@@ -156,6 +156,18 @@ def test_noise_tunnel_has_captums_expectation(kind: str) -> None:
         torch.testing.assert_close(foreign, got, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["Saliency", "IntegratedGradients"])
+def test_captums_noise_tunnel_around_ours(name: str) -> None:
+    """It calls ``attribute.__wrapped__``, and then gives what it gives around Captum's class."""
+    model, x = mlp(), torch.randn(2, 5, dtype=F64)
+    found = []
+    for library in (pi, captum):
+        torch.manual_seed(5)
+        method = captum.NoiseTunnel(getattr(library, name)(model))
+        found.append(method.attribute(x, nt_samples=3, stdevs=0.2, target=1))
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+
+
 # -------------------------------------------------- what Captum's own tests of these classes check
 
 

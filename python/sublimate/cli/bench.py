@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -56,6 +56,13 @@ def bench(
         Path | None,
         typer.Option("--report", help="Measure nothing; write this page from bench/results."),
     ] = None,
+    refresh: Annotated[
+        bool,
+        typer.Option(
+            "--refresh",
+            help="Measure nothing; rewrite docs/performance.md and README.md's table and chart.",
+        ),
+    ] = False,
     list_only: Annotated[bool, typer.Option("--list", help="Only list the cases.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -87,6 +94,10 @@ def bench(
         for name in run.listing(families, case):
             typer.echo(name)
         return
+    if refresh:
+        importlib.import_module("bench.harness.report").write(root / "docs" / "performance.md")
+        importlib.import_module("bench.harness.readme").write()
+        return
     if report is not None:
         importlib.import_module("bench.harness.report").write(report)
         return
@@ -105,6 +116,6 @@ def bench(
         raise typer.Exit(status)
 
 
-def _stop(message: str) -> typer.Exit:
+def _stop(message: str) -> NoReturn:
     Console(stderr=True).print(f"[red]error[/red]: {escape(message)}", highlight=False)
     raise typer.Exit(2)

@@ -17,6 +17,7 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -25,7 +26,7 @@ from .._parity import Case, Measurement
 
 #: Families that can be checked, in the order of the table.
 FAMILIES = ("fewbit", "kronecker_attention", "multicut", "path_integral", "randomized_linear")
-_WIDTH = 140  # columns of the whole table
+_WIDTH = 150  # columns of the whole table
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -79,8 +80,9 @@ def plan(
                     if not _backends.reasons(family, backend, device, c.dtype)
                 ]
             if not on:
+                # The first tells why it is off; what it would take besides is of no use then.
                 why = _backends.reasons(family, backend, devices[-1], torch.float32)
-                unavailable.append((family, backend, "; ".join(why)))
+                unavailable.append((family, backend, why[0]))
     return cases, unavailable
 
 
@@ -118,8 +120,8 @@ def check(
         # What goes into a file is not folded.
         sheet = console if console.is_terminal else Console(width=_WIDTH)
         sheet.print(_table(outcomes, wide))
-        for name, which, reason in unavailable:
-            console.print(f"[yellow]not run[/yellow] {name} on {which}: {reason}")
+        for line in _not_run(unavailable):
+            sheet.print(f"[yellow]not run[/yellow] {escape(line)}", highlight=False)
         _summary(console, outcomes, red, seconds)
     if red or not outcomes:
         raise typer.Exit(1)
@@ -154,6 +156,11 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _short_op(case: Case) -> str:
+    """path_points under path_integral is points: 80 columns are few."""
+    return case.op.removeprefix(case.family.partition("_")[0] + "_")
+
+
 def _errors(m: Measurement | None, wide: bool) -> tuple[str, ...]:
     """Largest and RMS error with their limits, or the largest and the share of the limits used."""
     if m is None:
@@ -176,8 +183,16 @@ def _count(m: Measurement | None) -> str:
     return "equal" if m.passed else f"[red]{m.max_error:g} differ[/red]"
 
 
+def _not_run(unavailable: list[tuple[str, str, str]]) -> list[str]:
+    """A line for each backend and reason, with all families it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for family, backend, reason in unavailable:
+        found.setdefault((backend, reason), []).append(family)
+    return [f"{', '.join(names)} on {which}: {why}" for (which, why), names in found.items()]
+
+
 def _table(outcomes: list[Outcome], wide: bool) -> Table:
-    """A line per case: with all limits, or in 80 columns."""
+    """A line per case under its family's name: with all limits, or in 80 columns."""
     caption = "error / limit: largest absolute error, and RMS relative to the result"
     if not wide:
         caption = "largest absolute error, and how much of the limits it and the RMS error use"
@@ -190,11 +205,16 @@ def _table(outcomes: list[Outcome], wide: bool) -> Table:
     errors = ("forward", "RMS", "gradient", "RMS") if wide else ("forward", "gradient")
     for column in ("op", "backend", "dtype", *errors, *(("codes",) if wide else ()), "verdict"):
         table.add_column(column, no_wrap=True)
+    family = None
     for o in outcomes:
         case = o.case
+        if case.family != family:
+            family = case.family
+            table.add_section()
+            table.add_row(f"[bold]{family}[/bold]")
         where = case.backend if case.device == "cpu" else f"{case.backend} ({case.device})"
         table.add_row(
-            case.op,
+            _short_op(case),
             where,
             _short(case.dtype),
             *_errors(o.worst("forward"), wide),

@@ -65,8 +65,9 @@ def _alloc_gated_fwd(gate: Tensor, bits: int, keep: str) -> tuple[Tensor, Tensor
     rows = 1
     for size in gate.shape[:-1]:
         rows = rows * size
-    coded_up = bits > 0 and keep == "gate"
-    return y, _alloc_packed(gate, bits), gate.new_empty(rows * coded_up, dtype=torch.float32)
+    # No product with a bool: a symbolic size refuses it in torch 2.9.
+    scales = rows if bits > 0 and keep == "gate" else 0
+    return y, _alloc_packed(gate, bits), gate.new_empty(scales, dtype=torch.float32)
 
 
 def _alloc_gated_bwd(dy: Tensor, need_gate: bool, need_up: bool) -> tuple[Tensor, Tensor]:

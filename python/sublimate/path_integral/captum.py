@@ -6,6 +6,7 @@ is listed in README.md. Options of ours are keyword-only.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,6 +52,18 @@ class _Attribution:
             raise fail_type("forward_func", "a callable", forward_func)
         self.forward_func = forward_func
         self.create_graph, self.backend = create_graph, backend
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # Captum's NoiseTunnel calls attribute.__wrapped__: Captum's own is wrapped to be logged.
+        super().__init_subclass__(**options)
+        plain = vars(cls).get("attribute")
+        if plain is not None and not hasattr(plain, "__wrapped__"):
+
+            @functools.wraps(plain)
+            def attribute(self: Any, *arguments: Any, **keywords: Any) -> Any:
+                return plain(self, *arguments, **keywords)
+
+            setattr(cls, "attribute", attribute)  # noqa: B010
 
     @property
     def multiplies_by_inputs(self) -> bool:
