@@ -15,7 +15,7 @@ from reliability.table import Arguments, entry
 from reliability.values import Draw
 
 WHOLE = ("whole", "whole", "whole", "zero", "normal", "nan", "inf", "huge")
-METHODS = ("auto", "average", "gaec", "rounds", "singletons")
+METHODS = ("auto", "star", "average", "reciprocal", "gaec", "lazy")
 
 
 def _weights(draw: Draw, shape: list[int], dtype: torch.dtype) -> Tensor:
@@ -58,7 +58,7 @@ def _solve(draw: Draw) -> Arguments:
     if V.one(draw, 0, 0, 0, 1) and len(nodes) == 1 and nodes[0] > 1:
         arguments["must_link"] = torch.tensor([[0, nodes[0] - 1]])
     return {**arguments, "alpha": V.one(draw, 0.0, 1, -2.5), "method": V.one(draw, *METHODS),
-            "refine": V.one(draw, None, "moves", "kl"), "restarts": V.one(draw, 1, 1, 2),
+            "refine": V.one(draw, None, "moves", "kernighan-lin"), "restarts": V.one(draw, 1, 1, 2),
             "offsets": _offsets(draw, nodes), "return_info": draw(st.booleans())}  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def _read_path(features: Tensor, what: str, value: Any) -> Any:
     return getattr(multicut.alpha_path(features), what)(value)
 
 
-@entry("multicut.AlphaPath", _read_path, compared=False, names=("value",))
+@entry("multicut.AlphaPath", _read_path, compared=False, early=False, names=("value",))
 def _levels(draw: Draw) -> Arguments:
     what = V.one(draw, "labels", "n_clusters", "alpha_for")
     features = V.tensor(draw, [V.one(draw, 5, 1, 2, 0), 2], kinds=("whole",))

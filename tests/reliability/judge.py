@@ -75,7 +75,7 @@ def _place(error: BaseException) -> tuple[str, bool]:
 
 
 def judge(entry: Entry, arguments: Arguments) -> str:
-    """"answered" or "refused".
+    """ "answered" or "refused".
 
     Raises:
         Fault: another exception, a kernel that ran before a refusal, or a wrong answer.
@@ -86,7 +86,9 @@ def judge(entry: Entry, arguments: Arguments) -> str:
         result = entry.call(**arguments)
     except REFUSALS as error:
         if entry.early and _launched.total() != before:
-            raise Fault(entry, f"a kernel ran before {error!r}", _place(error)[0], arguments) from error
+            raise Fault(
+                entry, f"a kernel ran before {error!r}", _place(error)[0], arguments
+            ) from error
         return "refused"
     except sublimate.BackendUnavailable as error:
         if arguments.get("backend") is None and "made" not in arguments:
@@ -96,7 +98,9 @@ def judge(entry: Entry, arguments: Arguments) -> str:
         place, inside = _place(error)
         if inside or (isinstance(error, RuntimeError) and NO_PATH in str(error)):
             return "refused"
-        raise Fault(entry, f"{type(error).__name__}: {str(error)[:300]}", place, arguments) from error
+        raise Fault(
+            entry, f"{type(error).__name__}: {str(error)[:300]}", place, arguments
+        ) from error
     grads = _gradients(entry, arguments, result)
     if entry.compared and arguments.get("backend") != "reference" and "backend" in entry.names:
         _compare(entry, arguments, result, grads)
@@ -151,9 +155,7 @@ def _tame(arguments: Arguments) -> bool:
     return all(abs(v) < TAME or isinstance(v, int) for v in numbers)
 
 
-def _compare(
-    entry: Entry, arguments: Arguments, result: Any, grads: list[Tensor | None]
-) -> None:
+def _compare(entry: Entry, arguments: Arguments, result: Any, grads: list[Tensor | None]) -> None:
     arguments = {**arguments, "backend": "reference"}
     torch.manual_seed(0)
     try:
@@ -178,7 +180,9 @@ def _compare(
 def _agree(entry: Entry, arguments: Arguments, a: Tensor, b: Tensor) -> None:
     if a.dtype not in TOLERANCE:
         if not torch.equal(a, b):
-            raise Fault(entry, f"{a.tolist()}, the reference {b.tolist()}"[:600], "values", arguments)
+            raise Fault(
+                entry, f"{a.tolist()}, the reference {b.tolist()}"[:600], "values", arguments
+            )
         return
     if not torch.equal(a.isfinite(), b.isfinite()):
         raise Fault(entry, f"{a.tolist()}, the reference {b.tolist()}"[:600], "finite", arguments)

@@ -163,7 +163,7 @@ def anything(draw: Draw) -> Any:
 def spoilt(draw: Draw, arguments: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """None, one or two of the arguments replaced, or one left out."""
     arguments = dict(arguments)
-    for _ in range(one(draw, 0, 1, 1, 2)):
+    for _ in range(one(draw, 0, 1, 1, 2) if names else 0):
         name = draw(st.sampled_from(list(names)))
         if one(draw, *range(12)) == 0:
             arguments.pop(name, None)

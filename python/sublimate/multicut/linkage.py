@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .cost import signature
 
 #: means [K, d] -> (largest inner product of each row with another [K], its column [K])
@@ -43,6 +44,7 @@ class AlphaPath:
 
     def n_clusters(self, alpha: float) -> int:
         """Number of clusters for alpha. O(log n)."""
+        _checks.number("alpha", alpha)
         # Descending heights, negated to be ascending: how many lie above alpha.
         return self.n - int(torch.searchsorted(-self.heights, -float(alpha)))
 
@@ -69,8 +71,7 @@ class AlphaPath:
 
         With equal heights no alpha may give exactly that number; the next larger one is given.
         """
-        if not 1 <= n_clusters <= max(self.n, 1):
-            raise ValueError(f"n_clusters: expected 1 to {self.n}, got {n_clusters}")
+        _checks.integer_between("n_clusters", n_clusters, 1, max(self.n, 1))
         h = self.heights
         if len(h) == 0:
             return 0.0

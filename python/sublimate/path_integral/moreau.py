@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import fail_type, integer_between, number
+from .._checks import fail_type, flags, integer_between, number
 from .arguments import Forward, fail_value
 from .bundle import cutting_planes
 from .chunks import Problem, frozen
@@ -124,6 +124,7 @@ def moreau_grad(
     (space,) = problem.layout
     if space.complex:
         raise fail_value("inputs", "real numbers", inputs.dtype)
+    flags(create_graph=create_graph, return_info=return_info)
     for name, value in (("lam", lam), ("sparsity", sparsity)):
         number(name, value)
         if value < 0 or (name == "lam" and value == 0):

@@ -66,6 +66,13 @@ class Group:
         return made
 
 
+def _is_count(saved: Tensor) -> bool:
+    """Whether a saved key or count is what the layers save."""
+    if saved.dtype != torch.int64 or saved.dim() != 0:
+        return False
+    return saved.is_meta or int(saved) >= 0
+
+
 class Sketched(nn.Module):
     """What the layers share: options, seeds, and the state that makes a resumed run exact.
 
@@ -113,6 +120,14 @@ class Sketched(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
+        for name in _STATE:
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and not _is_count(saved):
+                arguments[-1].append(
+                    f"{prefix}{name}: expected a 0-dim int64 tensor >= 0, "
+                    f"got {saved.dtype} of shape {tuple(saved.shape)}"
+                )
+                return
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         missing = arguments[2]
         missing[:] = [key for key in missing if key not in [prefix + name for name in _STATE]]
@@ -204,6 +219,9 @@ class Linear(Sketched, nn.Linear):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            _checks.integer_between(name, size, 0, 2**31 - 1)
+        _checks.flags(bias=bias)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_options(ratio, sketch, seed, layer, rank, backend, self.weight.device)
 
@@ -259,6 +277,9 @@ class Conv2d(Sketched, nn.Conv2d):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
+        for name, size in (("in_channels", in_channels), ("out_channels", out_channels)):
+            _checks.integer_between(name, size, 1, 2**31 - 1)
+        _checks.flags(bias=bias)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,  # type: ignore[arg-type]
