@@ -50,7 +50,7 @@ def _scores(x: Tensor) -> Tensor:
 
 def _clusters(**options: Any) -> Call:
     def call() -> list[Tensor]:
-        x = _normal(300, 6) + 3 * _normal(5, 6, seed=2).repeat(60, 1)
+        x = _normal(1300, 6) + 3 * _normal(5, 6, seed=2).repeat(260, 1)
         return [multicut.dense_multicut(x, alpha=2.0, backend="cpu", **options)]
 
     return call
@@ -96,12 +96,12 @@ def _masks() -> list[Tensor]:
 def _sketched(sketch: str) -> Call:
     return _with_gradients(
         lambda x, w: rl.linear(x, w, sketch=sketch, ratio=0.25, seed=3, backend="cpu"),
-        (1100, 48), (40, 48),
+        (5000, 64), (40, 64),
     )  # fmt: skip
 
 
 def _pairs() -> list[Tensor]:
-    x = _normal(500, 7)
+    x = _normal(1300, 7)
     values, indices = multicut.inner_product_topk(x, 4, backend="cpu")
     return [values, indices, multicut.lower_bound(x, 0.3, backend="cpu")]
 

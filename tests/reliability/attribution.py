@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from sublimate import path_integral as pi
-from torch import Tensor, nn
-
 from reliability import values as V
 from reliability.table import Arguments, entry
 from reliability.values import Draw
+from sublimate import path_integral as pi
+from torch import Tensor, nn
 
 
 class Net(nn.Module):
@@ -198,9 +197,15 @@ def _images(draw: Draw) -> Tensor:
 @refused("path_integral.igos", pi.igos)
 def _masks(draw: Draw) -> Arguments:
     a = {**_common(draw, _images(draw)), **_budget(draw)}
-    return {**a, "size": V.one(draw, 2, 1, 3), "iterations": V.one(draw, 1, 2),
-            "n_steps": V.one(draw, 1, 2), "stdev": V.one(draw, 0.0, 0.1),
-            "seed": V.one(draw, 0, None), "baselines": V.one(draw, None, a["inputs"] * 0)}  # fmt: skip
+    return {
+        **a,
+        "size": V.one(draw, 2, 1, 3),
+        "iterations": V.one(draw, 1, 2),
+        "n_steps": V.one(draw, 1, 2),
+        "stdev": V.one(draw, 0.0, 0.1),
+        "seed": V.one(draw, 0, None),
+        "baselines": V.one(draw, None, a["inputs"] * 0),
+    }
 
 
 @entry("path_integral.blurred", pi.blurred, compared=False)
@@ -263,8 +268,14 @@ def _regularised(x: Any = None, target: Any = None, perturbed: Any = None, **opt
                 "backend"))  # fmt: skip
 def _regulariser(draw: Draw) -> Arguments:
     a = _common(draw)
-    return {"x": a["inputs"], "target": a["target"], "forward": a["forward"], "n_steps": 2,
-            "perturbed": V.maybe(draw, lambda: a["inputs"] * 0.5), "backend": a["backend"]}  # fmt: skip
+    return {
+        "x": a["inputs"],
+        "target": a["target"],
+        "forward": a["forward"],
+        "n_steps": 2,
+        "perturbed": V.maybe(draw, lambda: a["inputs"] * 0.5),
+        "backend": a["backend"],
+    }
 
 
 # ----------------------------------------------------------------------------------------- Captum's
@@ -325,7 +336,7 @@ def _tunnel(draw: Draw) -> Arguments:
             "stdevs": V.one(draw, 0.1, 1.0)}  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------ pictures
+# ---------------------------------------------------------------------------------------- pictures
 
 
 def _drawn(function: Callable[..., Any], **arguments: Any) -> None:
@@ -340,8 +351,12 @@ def _drawn(function: Callable[..., Any], **arguments: Any) -> None:
         plt.close("all")
 
 
-@entry("path_integral.plot", functools.partial(_drawn, pi.plot), compared=False,
-       names=("attributions", "image", "sign", "percentile", "alpha", "title", "colorbar", "ax"))  # fmt: skip
+@entry(
+    "path_integral.plot",
+    functools.partial(_drawn, pi.plot),
+    compared=False,
+    names=("attributions", "image", "sign", "percentile", "alpha", "title", "colorbar", "ax"),
+)
 def _picture(draw: Draw) -> Arguments:
     shape = V.dims(draw, 2, 3, smallest=1)
     image = V.maybe(draw, lambda: V.tensor(draw, shape, kinds=("normal", "nan")))

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from sublimate import multicut
-from torch import Tensor
-
 from reliability import values as V
 from reliability.table import Arguments, entry
 from reliability.values import Draw
+from sublimate import multicut
+from torch import Tensor
 
 WHOLE = ("whole", "whole", "whole", "zero", "normal", "nan", "inf", "huge")
 METHODS = ("auto", "star", "average", "reciprocal", "gaec", "lazy")
@@ -152,7 +151,7 @@ def _estimated(X: Any = None, new: Any = None, fit: Any = None, **parameters: An
     return fitted.labels_, fitted.predict(X if new is None else new)
 
 
-@entry("multicut.DenseMulticut", _estimated, compared=False,
+@entry("multicut.DenseMulticut", _estimated, compared=False, early=False,
        names=("X", "new", *inspect.signature(multicut.DenseMulticut).parameters))  # fmt: skip
 def _estimator(draw: Draw) -> Arguments:
     X = V.tensor(draw, [V.one(draw, 6, 1, 2, 9), 3], kinds=("whole", "normal"), grad=False)

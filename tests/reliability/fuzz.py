@@ -52,7 +52,7 @@ class Campaign:
         self.outcomes: Counter[str] = Counter()
         self.by_entry: Counter[str] = Counter()
         self.faults: dict[tuple[str, str, str], str] = {}
-        self.trace = open(options.trace, "w") if options.trace else None
+        self.trace = Path(options.trace) if options.trace else None
         self.targets: list[tuple[str, Callable[[bytes], Any]]] = []
 
         def target(found: Any) -> Callable[[bytes], Any]:
@@ -80,10 +80,7 @@ class Campaign:
             return
         name, run = self.targets[int.from_bytes(data[:2], "little") % len(self.targets)]
         if self.trace:
-            self.trace.seek(0)
-            self.trace.write(f"{name} {data.hex()}\n")
-            self.trace.truncate()
-            self.trace.flush()
+            self.trace.write_text(f"{name} {data.hex()}\n")
         faulthandler.dump_traceback_later(60, exit=True)  # a call that hangs
         if run(data[2:]) is not None:
             self.by_entry[name] += 1
@@ -111,9 +108,7 @@ def main() -> None:
     faulthandler.enable()
     if options.engine == "atheris":
         import atheris
-        import matplotlib.pyplot
-        import sklearn.base
-        import torch.nn  # noqa: F401  (not instrumented: coverage of the package guides)
+        import torch.nn
 
         with atheris.instrument_imports(include=["sublimate"]):
             import sublimate  # noqa: F401

@@ -11,11 +11,10 @@ from typing import Any
 
 import sublimate
 import torch
+from reliability.table import Arguments, Entry
 from sublimate import _native
 from sublimate.path_integral.chunks import NO_PATH
 from torch import Tensor
-
-from reliability.table import Arguments, Entry
 
 REFUSALS = (TypeError, ValueError, NotImplementedError)
 HERE = str(Path(__file__).parent)
@@ -61,9 +60,11 @@ _native.Library.call = _counted  # type: ignore[method-assign]
 
 
 def _place(error: BaseException) -> tuple[str, bool]:
-    """Last line of the package that an error passed, and whether it came from the caller's model."""
+    """Last line of ours that an error passed, and whether it came from the caller's model."""
     last, inside = "", False
     for frame in traceback.extract_tb(error.__traceback__):
+        if frame.name == "__torch_function__":  # ours between the caller's model and torch
+            continue
         if frame.filename.startswith(PACKAGE):
             last, inside = f"{frame.filename.removeprefix(PACKAGE)}:{frame.lineno}", False
         elif last and (

@@ -9,14 +9,13 @@ from typing import Any
 import sublimate
 import torch
 from hypothesis import strategies as st
+from reliability import values as V
+from reliability.table import Arguments, entry
+from reliability.values import Draw
 from sublimate import fewbit, memory
 from sublimate import kronecker_attention as ka
 from sublimate import randomized_linear as rl
 from torch import Tensor, nn
-
-from reliability import values as V
-from reliability.table import Arguments, entry
-from reliability.values import Draw
 
 # ------------------------------------------------------------------------------------- the package
 
@@ -276,8 +275,13 @@ def _handle(draw: Draw) -> Arguments:
 @entry("randomized_linear.project", rl.project)
 def _projected(draw: Draw) -> Arguments:
     shape = V.dims(draw, 2, 2, largest=65)
-    return {"x": V.tensor(draw, shape, V.floating(draw)), "sketch": V.one(draw, *SKETCHES),
-            "k": V.one(draw, 0, 1, 3, 16, 70), "seed": V.seed(draw), "backend": V.backend(draw)}  # fmt: skip
+    return {
+        "x": V.tensor(draw, shape, V.floating(draw)),
+        "sketch": V.one(draw, *SKETCHES),
+        "k": V.one(draw, 0, 1, 3, 16, 70),
+        "seed": V.seed(draw),
+        "backend": V.backend(draw),
+    }
 
 
 @entry("randomized_linear.hadamard_transform", rl.hadamard_transform)
@@ -334,8 +338,12 @@ def _step(draw: Draw) -> Arguments:
 
 def _noisy(draw: Draw) -> Arguments:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-    return {"model": model, "loader": [torch.randn(4, 3) for _ in range(V.one(draw, 2, 1, 0))],
-            "loss": lambda m, batch: m(batch).square().mean(), "max_batches": V.one(draw, 1, 4)}  # fmt: skip
+    return {
+        "model": model,
+        "loader": [torch.randn(4, 3) for _ in range(V.one(draw, 2, 1, 0))],
+        "loss": lambda m, batch: m(batch).square().mean(),
+        "max_batches": V.one(draw, 1, 4),
+    }
 
 
 @entry("randomized_linear.noise_report", rl.noise_report, compared=False, early=False)
@@ -379,9 +387,15 @@ def _attention(draw: Draw) -> Arguments:
 def _any_method(draw: Draw) -> Arguments:
     method = V.one(draw, "auto", "exact", "polynomial", "hybrid")
     degree = None if method == "exact" else V.one(draw, None, 1, 2, 3)
-    return {**_attention(draw), "method": method, "degree": degree,
-            "coefficients": V.one(draw, "taylor", "hermite"), "tol": V.one(draw, None, None, 0.1),
-            "return_lse": draw(st.booleans()), "return_info": V.one(draw, False, False, True)}  # fmt: skip
+    return {
+        **_attention(draw),
+        "method": method,
+        "degree": degree,
+        "coefficients": V.one(draw, "taylor", "hermite"),
+        "tol": V.one(draw, None, None, 0.1),
+        "return_lse": draw(st.booleans()),
+        "return_info": V.one(draw, False, False, True),
+    }
 
 
 @entry("kronecker_attention.choose", ka.choose, early=False)
@@ -444,7 +458,8 @@ def _attending(draw: Draw) -> Arguments:
     shape = [b, n, 8]
     arguments: Arguments = {
         "embed_dim": 8, "num_heads": V.one(draw, 2, 4), "kv_heads": V.one(draw, None, 1, 2),
-        "order": V.one(draw, 3, 3, 4), "causal": draw(st.booleans()), "qk_norm": draw(st.booleans()),
+        "order": V.one(draw, 3, 3, 4), "causal": draw(st.booleans()),
+        "qk_norm": draw(st.booleans()),
         "method": V.one(draw, "auto", "exact", "polynomial"), "degree": V.one(draw, None, 2),
         "query": V.tensor(draw, shape, kinds=("normal", "whole")),
     }  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 
 import sublimate
 from hypothesis import strategies as st
+from reliability.values import Draw, spoilt
 from sublimate import (
     fewbit,
     kronecker_attention,
@@ -22,8 +23,6 @@ from sublimate import (
     path_integral,
     randomized_linear,
 )
-
-from reliability.values import Draw, spoilt
 
 Arguments = dict[str, Any]
 

@@ -1,7 +1,6 @@
-"""Every public function with arguments of every kind: refused in the right way, or answered rightly.
+"""Every public function with arguments of every kind: refused rightly, or answered rightly.
 
-A short run, the same every time, of the campaign in ``fuzz.py``. What the campaign found stays here
-as ``FOUND``.
+A short run, the same every time, of the campaign in ``fuzz.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Copies and files of everything public that holds state, and files that were damaged on the way."""
+"""Copies and files of everything public that holds state, and files that were damaged."""
 
 from __future__ import annotations
 
@@ -180,7 +180,8 @@ def _damaged(state, key, change):
 
 SILU = {
     "levels": {"short": lambda t: t[:-1], "NaN": lambda t: t * math.nan, "empty": lambda t: t[:0]},
-    "borders": {"short": lambda t: t[:-1], "NaN": lambda t: t * math.nan, "unsorted": lambda t: t.flip(0)},
+    "borders": {"short": lambda t: t[:-1], "NaN": lambda t: t * math.nan,
+                "unsorted": lambda t: t.flip(0)},
     "codes": {"short": lambda t: t[:-1], "beyond the levels": lambda t: t + 8},
 }  # fmt: skip
 

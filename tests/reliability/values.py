@@ -98,7 +98,7 @@ def seed(draw: Draw) -> int | Tensor:
     return torch.tensor(value) if draw(st.booleans()) else value
 
 
-# ----------------------------------------------------------------------------------- everything else
+# -------------------------------------------------------------------------------- everything else
 
 
 class Other:
@@ -109,8 +109,8 @@ class Other:
 #: that takes hours or all memory.
 SCALARS: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 17, 64, 2**31 + 1, 2**62, 2**63, 2**64, -(2**63) - 1,
-    10**400, 0.0, -0.0, 0.5, 1.0, -1.5, 1e-320, 1e300, math.nan, math.inf, -math.inf, 1j, "", "auto",
-    "gelu", "srht", "cpu", "exact", "all", "none", b"mean",
+    10**400, 0.0, -0.0, 0.5, 1.0, -1.5, 1e-320, 1e300, math.nan, math.inf, -math.inf, 1j, "",
+    "auto", "gelu", "srht", "cpu", "exact", "all", "none", b"mean",
 )  # fmt: skip
 CONTAINERS: tuple[Callable[[], Any], ...] = (
     list, tuple, dict, set, lambda: [1], lambda: [0, 0], lambda: (0, 0), lambda: (1, 2, 3),
@@ -119,8 +119,8 @@ CONTAINERS: tuple[Callable[[], Any], ...] = (
 )  # fmt: skip
 OBJECTS: tuple[Callable[[], Any], ...] = (
     Other, lambda: Other, lambda: torch.float32, lambda: torch.device("cpu"), lambda: nn.Identity(),
-    lambda: nn.Linear(3, 2), lambda: (lambda x: x), lambda: np.float32(1.5), lambda: np.float64(0.5),
-    lambda: np.int64(3), lambda: np.zeros(3), lambda: np.ones((4, 3)), lambda: np.array("a"),
+    lambda: nn.Linear(3, 2), lambda: (lambda x: x), lambda: np.float32(1.5), lambda: np.int64(3),
+    lambda: np.float64(0.5), lambda: np.zeros(3), lambda: np.ones((4, 3)), lambda: np.array("a"),
     lambda: torch.Generator(), lambda: iter([1]),
 )  # fmt: skip
 

@@ -24,8 +24,8 @@ from torch import Tensor
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 
-#: Whether this process is a fork: its copy of the OpenMP runtime waits forever for threads that stayed
-#: in the parent, so kernels use the calling thread alone.
+#: Whether this process is a fork: its copy of the OpenMP runtime waits forever for threads that
+#: stayed in the parent, so kernels use the calling thread alone.
 _forked = False
 
 

@@ -131,6 +131,7 @@ class IntervalCode:
         return self._cache[key]
 
     def _decode(self, x: Tensor, table: Tensor) -> Tensor:
+        _checks.floating_tensor("x", x)
         code = encode(x, self.borders.to(x.device), self.codes.to(x.device))
         return table.to(x.device, accumulator(x.dtype))[code]
 

@@ -283,6 +283,8 @@ def sample_error(
 
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
     """exp(logits - top), and top: the largest logit of each row, 0 where there is none."""
+    if logits.numel() == 0:  # no key to read: no row has a largest logit
+        return logits, logits.new_full(logits.shape[:4], -1e300)
     top = logits.flatten(4).amax(-1)
     top = torch.where(top == -math.inf, torch.full_like(top, -1e300), top)
     return torch.exp(logits - top.reshape(*top.shape, *(1,) * (logits.dim() - 4))), top

@@ -411,7 +411,7 @@ def polynomial(
     with without_autocast(q.device):
         grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
         windows = window_widths(window, len(keys))
-        b, hkv, g, n, d = grouped.shape
+        _, hkv, g, n, d = grouped.shape
         weights, degrees = multinomials(d, degree, grouped)
         powers = scale ** degrees.to(grouped.dtype)
         c = coefficients.to(grouped.dtype).unflatten(1, (hkv, g)).unsqueeze(3)[..., degrees]

@@ -189,11 +189,11 @@ def _minimise(
         def at(z: Tensor, one: Problem = one, i: int = i) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = z.detach()[None].requires_grad_()
-                penalty = _penalty(leaf, eta, groups)
+                penalty = _penalty(leaf, eta, groups).sum()
             value, grad = _evaluate(one, x[i][None] + z[None])
             if eta:
-                (extra,) = torch.autograd.grad(penalty.sum(), leaf)
-                return (value + penalty.detach())[0], (grad + extra.nan_to_num(0.0))[0]
+                (extra,) = torch.autograd.grad(penalty, leaf)
+                return value[0] + penalty.detach(), (grad + extra.nan_to_num(0.0))[0]
             return value[0], grad[0]
 
         d[i], objective[i], residual[i] = cutting_planes(at, d[i], lam, max_iter)

@@ -91,6 +91,8 @@ def attribution_prior(
             floating_tensor("attributions", a)
             if a.dim() == 0:
                 raise fail_value("attributions", "a batch dimension first", a)
+        # A sample of one number has no dimension of its own.
+        parts = tuple(a[:, None] if a.dim() == 1 else a for a in parts)
         return torch.stack([fn(a).mean() for a in parts]).sum()
 
     return penalty if attributions is None else penalty(attributions)
@@ -146,5 +148,5 @@ class IGRegularizer(nn.Module):
                 create_graph=True,
                 backend=self.backend,
             )
-            both.append(a.flatten(1))
+            both.append(a.reshape(a.shape[0], a.shape[1:].numel()))
         return (1 - torch.nn.functional.cosine_similarity(both[0], both[1], dim=1)).mean()

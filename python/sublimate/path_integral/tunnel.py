@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends
-from .._checks import flags, integer_between, number
+from .._checks import fail_type, flags, integer_between, number
 from . import autograd
 from .arguments import as_tuple, check_inputs, fail_value, spaces
 from .chunks import pieces

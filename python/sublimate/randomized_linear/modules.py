@@ -280,6 +280,10 @@ class Conv2d(Sketched, nn.Conv2d):
         for name, size in (("in_channels", in_channels), ("out_channels", out_channels)):
             _checks.integer_between(name, size, 1, 2**31 - 1)
         _checks.flags(bias=bias)
+        for name, value in (("kernel_size", kernel_size), ("stride", stride),
+                            ("padding", padding), ("dilation", dilation)):  # fmt: skip
+            if not isinstance(value, (int, tuple, list, str)):
+                raise _checks.fail_type(name, "an int or two ints", value)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,  # type: ignore[arg-type]

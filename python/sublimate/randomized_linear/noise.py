@@ -110,6 +110,7 @@ def _measure(
 ) -> dict[str, list[_Batch]]:
     """Gradient and variances of each layer in each batch; parameters' .grad stay as they are."""
     _checks.module("model", model)
+    _checks.integer_between("max_batches", max_batches, 1, 2**31 - 1)
     if loss is not None and not callable(loss):
         raise _checks.fail_type("loss", "a callable or None", loss)
     layers = _layers(model)
