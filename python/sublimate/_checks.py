@@ -87,7 +87,7 @@ def number(argument: str, value: Any) -> None:
         raise fail_type(argument, "a number", value)
     if value != value:
         raise fail_value(argument, "a number", value)
-    if isinstance(value, int) and abs(value) >= 2**1023:
+    if isinstance(value, int) and not -1.7e308 <= value <= 1.7e308:
         raise fail_value(argument, "a number that float64 holds", "a larger int")
 
 

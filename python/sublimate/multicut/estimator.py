@@ -154,8 +154,8 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             if not isinstance(count, numbers.Integral):
                 raise _checks.fail_type("n_clusters", "an integer or None", count)
             _checks.integer_between("n_clusters", int(count), 1, len(x))
-            arguments.number("alpha", self.alpha)
             if len(x) == 1:
+                arguments.number("alpha", self.alpha)
                 return float(self.alpha)
         return suggest_alpha(
             x,

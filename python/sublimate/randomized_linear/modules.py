@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -64,6 +65,15 @@ class Group:
         made = self.first.own_handle(x)
         self.handles.append(made)
         return made
+
+
+def _check_sizes(least: int, **sizes: Any) -> None:
+    """Integers of any library, as torch takes them."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, (numbers.Integral, torch.SymInt)):
+            raise _checks.fail_type(name, "an int", size)
+        if not least <= size < 2**31:
+            raise _checks.fail_value(name, f"an int from {least} to {2**31 - 1}", size)
 
 
 def _is_count(saved: Tensor) -> bool:
@@ -219,8 +229,7 @@ class Linear(Sketched, nn.Linear):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
-            _checks.integer_between(name, size, 0, 2**31 - 1)
+        _check_sizes(0, in_features=in_features, out_features=out_features)
         _checks.flags(bias=bias)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_options(ratio, sketch, seed, layer, rank, backend, self.weight.device)
@@ -277,8 +286,7 @@ class Conv2d(Sketched, nn.Conv2d):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
-        for name, size in (("in_channels", in_channels), ("out_channels", out_channels)):
-            _checks.integer_between(name, size, 1, 2**31 - 1)
+        _check_sizes(1, in_channels=in_channels, out_channels=out_channels)
         _checks.flags(bias=bias)
         for name, value in (("kernel_size", kernel_size), ("stride", stride),
                             ("padding", padding), ("dilation", dilation)):  # fmt: skip

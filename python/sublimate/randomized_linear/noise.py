@@ -148,7 +148,7 @@ def _measure(
             for name in layers:
                 found[name].append(_Batch())
             with torch.enable_grad():
-                value = _loss(model, batch) if loss is None else _scalar(loss(model, batch))
+                value = _scalar((loss or _loss)(model, batch))
                 weights = [layer.get_parameter("weight") for layer in layers.values()]
                 torch.autograd.grad(value, weights, allow_unused=True)
             count += 1
