@@ -136,7 +136,9 @@ def _gradients(entry: Entry, arguments: Arguments, result: Any) -> list[Tensor |
     upstream = [torch.full_like(t[:0].sum(), 0.5).expand(t.shape) if t.dim() else
                 torch.full_like(t, 0.5) for t in outputs]  # fmt: skip
     try:
-        return list(torch.autograd.grad(outputs, leaves, upstream, allow_unused=True))
+        return list(
+            torch.autograd.grad(outputs, leaves, upstream, allow_unused=True, retain_graph=True)
+        )
     except Exception as error:
         place, inside = _place(error)
         if inside or isinstance(error, REFUSALS):

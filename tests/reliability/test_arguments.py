@@ -22,6 +22,8 @@ def test_the_table_is_complete():
     assert public_names() <= covered, sorted(public_names() - covered)
 
 
+# Absurd parameters overflow in a fit, strange tensors are deprecated or experimental.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", sorted(entries()))
 def test_any_arguments(name):
     found = entries()[name]

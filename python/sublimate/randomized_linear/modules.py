@@ -311,6 +311,8 @@ class Conv2d(Sketched, nn.Conv2d):
         return _adopt(new, module)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise _checks.fail_type("input", "a torch.Tensor", input)
         if input.dim() not in (3, 4) or not self.records():
             return nn.Conv2d.forward(self, input)
         x = input.unsqueeze(0) if input.dim() == 3 else input
