@@ -205,18 +205,19 @@ def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         raise fail_value("baselines", f"one for each of {len(given)} inputs", len(chosen))
     found = []
     for b, x in zip(chosen, given, strict=True):
+        if isinstance(b, Tensor):
+            dense("baselines", b)
+            readable("baselines", b)
         if isinstance(b, Tensor) and b.dim() > 0:
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
                 raise fail_value("baselines", f"a number or shape {tuple(x.shape)}, or 1 in place "
                                  "of the batch", tuple(b.shape))  # fmt: skip
-            dense("baselines", b)
-            readable("baselines", b)
             found.append(b.to(x.device).expand(x.shape))
             continue
         if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float, Tensor))):
             raise fail_type("baselines", "a tensor or a number", b)
         try:
-            found.append(torch.full_like(x, 0 if b is None else b))
+            found.append(torch.full_like(x, 0 if b is None else b))  # type: ignore[arg-type]
         except (RuntimeError, OverflowError) as error:
             raise fail_value("baselines", f"a number that {x.dtype} holds", b) from error
     return tuple(found)

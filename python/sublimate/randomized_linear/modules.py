@@ -72,7 +72,7 @@ def _check_sizes(least: int, **sizes: Any) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, (numbers.Integral, torch.SymInt)):
             raise _checks.fail_type(name, "an int", size)
-        if not least <= size < 2**31:
+        if not least <= int(size) < 2**31:
             raise _checks.fail_value(name, f"an int from {least} to {2**31 - 1}", size)
 
 
