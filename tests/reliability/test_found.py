@@ -102,6 +102,13 @@ def test_answered(name):
     assert bool(ANSWERED[name]().isfinite().all())
 
 
+def test_a_saved_builtin_without_its_name():
+    data = fewbit.fit_codebook("relu", 1).to_dict()
+    del data["name"]
+    with pytest.raises(TypeError, match="name must be a str"):
+        fewbit.Codebook.from_dict(data)
+
+
 def test_gradient_without_a_batch():
     inputs = [torch.ones(0, 2, 5, 4, requires_grad=True) for _ in range(5)]
     y = ka.kronecker_attention(*inputs, backend="reference")

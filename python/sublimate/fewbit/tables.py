@@ -221,7 +221,7 @@ class Codebook(IntervalCode):
     def from_dict(cls, data: dict[str, Any]) -> Codebook:
         if data.get("fn") not in ("builtin", None):
             raise ValueError(f"fn must be 'builtin' or None, got {data['fn']!r}")
-        fn = find_builtin(data["name"]).forward if data.get("fn") else None
+        fn = find_builtin(data.get("name")).forward if data.get("fn") else None
         return super().from_dict({**data, "fn": fn})
 
     def __reduce__(self) -> tuple[Any, ...]:
