@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import os
 import random
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -99,7 +101,8 @@ class Campaign:
         if self.options.json:
             text = json.dumps({**counts, "by entry": dict(self.by_entry)}, indent=1)
             Path(self.options.json).write_text(text + "\n")
-        raise SystemExit(1 if self.faults else 0)
+        sys.stdout.flush()
+        os._exit(1 if self.faults else 0)  # libFuzzer would take an exception for a crash
 
 
 def main() -> None:
@@ -119,11 +122,18 @@ def main() -> None:
     if options.native:
         _native.CPU = _native.Library("sublimate._C", "cpu", file=options.native)
     campaign = Campaign(options)
-    if options.engine == "atheris":
-        flags = ["-max_len=4096", f"-seed={options.seed or 1}", "-rss_limit_mb=0", "-verbosity=0"]
-        atheris.Setup([sys.argv[0], *flags], campaign.one)
-        atheris.Fuzz()
     generator = random.Random(options.seed)
+    if options.engine == "atheris":
+        # Inputs to begin with, some of each entry: from nothing, libFuzzer stays long with the first
+        # few entries and with calls of the fewest bytes.
+        corpus = Path(tempfile.mkdtemp())
+        for i in range(len(campaign.targets)):
+            for k in range(4):
+                file = corpus / f"{i}-{k}"
+                file.write_bytes(i.to_bytes(2, "little") + generator.randbytes(64 << (2 * k)))
+        flags = ["-max_len=4096", f"-seed={options.seed or 1}", "-rss_limit_mb=0", "-len_control=0"]
+        atheris.Setup([sys.argv[0], *flags, str(corpus)], campaign.one)
+        atheris.Fuzz()
     while True:
         campaign.one(generator.randbytes(generator.choice((64, 256, 1024, 4096))))
 
