@@ -18,7 +18,6 @@ import json
 import os
 import random
 import sys
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -124,9 +123,10 @@ def main() -> None:
     campaign = Campaign(options)
     generator = random.Random(options.seed)
     if options.engine == "atheris":
-        # Inputs to begin with, some of each entry: from nothing, libFuzzer stays long with the first
-        # few entries and with calls of the fewest bytes.
-        corpus = Path(tempfile.mkdtemp())
+        # Inputs to begin with, some of each entry: from nothing, libFuzzer stays long with the
+        # first few entries and calls of the fewest bytes. It adds those that reach new lines.
+        corpus = Path(__file__).resolve().parents[2] / "build" / "fuzz"
+        corpus.mkdir(parents=True, exist_ok=True)
         for i in range(len(campaign.targets)):
             for k in range(4):
                 file = corpus / f"{i}-{k}"
