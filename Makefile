@@ -14,6 +14,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?= --seconds 300
 OUT ?= out/gpu
 
 BIN := $(VENV)/bin
@@ -27,7 +28,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # CMake's folder is kept between builds, so that only what changed is compiled again.
 export SUBLIMATE_BUILD_DIR ?= $(CURDIR)/build/native
 
-.PHONY: help demo test lint format bench docs gpu budget build clean
+.PHONY: help demo test threads fuzz lint format bench docs gpu budget build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' |
@@ -40,6 +41,12 @@ demo: $(VENV)/.sublimate  ## every family on real data; tables and an HTML repor
 
 test: $(VENV)/.sublimate  ## the whole test suite on JOBS processes, and which lanes ran
 	@$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+threads: $(VENV)/.sublimate  ## the CPU kernels under ThreadSanitizer (builds them once more: minutes)
+	@SUBLIMATE_TEST_THREADS=1 $(RUN) -m pytest tests/sanitizers/test_threads.py
+
+fuzz: $(VENV)/.sublimate  ## random arguments to every public function under AddressSanitizer
+	@$(RUN) tests/reliability/sanitized.py $(FUZZ_ARGS)
 
 lint: $(VENV)/.lint  ## ruff, mypy, clang-format
 	@$(BIN)/ruff check .

@@ -36,8 +36,26 @@ def floating_tensor(argument: str, x: Any) -> None:
         raise fail_type(argument, "a torch.Tensor", x)
     if x.dtype not in FLOATING:
         raise fail_kind(argument, "a tensor of float32, float16, bfloat16 or float64", str(x.dtype))
-    if x.layout != torch.strided:
-        raise fail_kind(argument, "a dense (strided) tensor", str(x.layout))
+    dense(argument, x)
+
+
+def dense(argument: str, x: Tensor) -> None:
+    """One block of numbers with strides: neither sparse nor nested."""
+    if x.layout != torch.strided or x.is_nested:
+        got = "a nested tensor" if x.is_nested else str(x.layout)
+        raise fail_kind(argument, "a dense (strided) tensor", got)
+
+
+def readable(argument: str, x: Tensor) -> None:
+    """A tensor whose values can be looked at; one on "meta" has none."""
+    if x.is_meta:
+        raise fail_value(argument, "a tensor with values", "one on the device meta")
+
+
+def flags(**values: Any) -> None:
+    for argument, value in values.items():
+        if not isinstance(value, bool):
+            raise fail_type(argument, "a bool", value)
 
 
 def module(argument: str, model: Any) -> None:
@@ -69,6 +87,8 @@ def number(argument: str, value: Any) -> None:
         raise fail_type(argument, "a number", value)
     if value != value:
         raise fail_value(argument, "a number", value)
+    if isinstance(value, int) and not -1.7e308 <= value <= 1.7e308:
+        raise fail_value(argument, "a number that float64 holds", "a larger int")
 
 
 def one_of(argument: str, value: Any, choices: Iterable[str]) -> None:

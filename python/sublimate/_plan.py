@@ -158,6 +158,7 @@ def plan(
     if not isinstance(model, nn.Module):
         raise checks.fail_type("model", "a torch.nn.Module", model)
     checks.integer_between("bits", bits, 1, 4)
+    checks.flags(measure=measure)
     arguments.check_options(ratio, sketch)
     trace = _trace.run(model, inputs, keywords)
     view = _Model(model, trace, bits, ratio, sketch)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,20 @@ from torch import Tensor
 
 #: Element types as csrc/common/dtype.h numbers them.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+
+#: Whether this process is a fork: its copy of the OpenMP runtime waits forever for threads that
+#: stayed in the parent, so kernels use the calling thread alone.
+_forked = False
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 class NativeError(RuntimeError):
@@ -102,7 +117,8 @@ class Library:
             stream = torch.cuda.current_stream(device).cuda_stream
         else:
             device, stream = 0, 0
-        status = getattr(module, op)(*arguments, device, stream, torch.get_num_threads())
+        threads = 1 if _forked else torch.get_num_threads()
+        status = getattr(module, op)(*arguments, device, stream, threads)
         if status != 0:
             raise NativeError(
                 f"{self.module}.{op} failed on shape {tuple(shown.shape)}, {shown.dtype}: "

@@ -274,6 +274,7 @@ def celu(
     backend: str | None = None,
 ) -> Tensor:
     """x for x > 0, alpha (exp(x / alpha) - 1) else, alpha != 0; see the module's docstring."""
+    _checks.number("alpha", alpha)
     if alpha == 0:
         raise _checks.fail_value("alpha", "a number other than 0", alpha)
     return _call("celu", x, (alpha,), bits, codebook, stochastic, seed, backend)
@@ -291,6 +292,7 @@ def softplus(
     backend: str | None = None,
 ) -> Tensor:
     """log(1 + exp(beta x)) / beta, x where beta x > threshold; see the module's docstring."""
+    _checks.number("beta", beta)
     if beta == 0:
         raise _checks.fail_value("beta", "a number other than 0", beta)
     return _call("softplus", x, (beta, threshold), bits, codebook, stochastic, seed, backend)

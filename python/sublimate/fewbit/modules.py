@@ -198,6 +198,7 @@ class CELU(FewBitActivation):
     """torch.nn.CELU keeping ``bits`` bits per element for backward."""
 
     def __init__(self, alpha: float = 1.0, inplace: bool = False, **options: Any) -> None:
+        _checks.number("alpha", alpha)
         if alpha == 0:
             raise _checks.fail_value("alpha", "a number other than 0", alpha)
         super().__init__("celu", (alpha,), **options)
@@ -214,6 +215,7 @@ class Softplus(FewBitActivation):
     """torch.nn.Softplus keeping ``bits`` bits per element for backward."""
 
     def __init__(self, beta: float = 1.0, threshold: float = 20.0, **options: Any) -> None:
+        _checks.number("beta", beta)
         if beta == 0:
             raise _checks.fail_value("beta", "a number other than 0", beta)
         super().__init__("softplus", (beta, threshold), **options)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from .reference import FUNCTIONS, encode
@@ -30,6 +31,9 @@ def check_bits(bits: Any) -> int:
 
 
 def _vector(name: str, value: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        _checks.dense(name, value)
+        _checks.readable(name, value)
     try:
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -79,6 +83,14 @@ class IntervalCode:
         bits = check_bits(self.bits)
         set_(self, "borders", _vector("borders", self.borders, torch.float64))
         set_(self, "codes", _vector("codes", self.codes, torch.int64))
+        for field_name in ("name", "density"):
+            value = getattr(self, field_name)
+            if not isinstance(value, str):
+                raise TypeError(f"{field_name} must be a str, got {type(value).__name__}")
+        if not isinstance(self.params, (tuple, list)):
+            raise TypeError(f"params must be a tuple of numbers, got {type(self.params).__name__}")
+        for p in self.params:
+            _checks.number("params", p)
         set_(self, "params", tuple(float(p) for p in self.params))
         count = len(self.borders)
         if count > MAX_BORDERS:
@@ -119,6 +131,7 @@ class IntervalCode:
         return self._cache[key]
 
     def _decode(self, x: Tensor, table: Tensor) -> Tensor:
+        _checks.floating_tensor("x", x)
         code = encode(x, self.borders.to(x.device), self.codes.to(x.device))
         return table.to(x.device, accumulator(x.dtype))[code]
 
@@ -208,7 +221,7 @@ class Codebook(IntervalCode):
     def from_dict(cls, data: dict[str, Any]) -> Codebook:
         if data.get("fn") not in ("builtin", None):
             raise ValueError(f"fn must be 'builtin' or None, got {data['fn']!r}")
-        fn = find_builtin(data["name"]).forward if data.get("fn") else None
+        fn = find_builtin(data.get("name")).forward if data.get("fn") else None
         return super().from_dict({**data, "fn": fn})
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -53,7 +53,7 @@ def _numpy(fn: Callable[[Tensor], Tensor], x: Array) -> Array:
     return fn(torch.from_numpy(np.ascontiguousarray(x))).detach().numpy()
 
 
-def builtin(name: str, what: str = "name must be") -> Function:
+def builtin(name: Any, what: str = "name must be") -> Function:
     """The function of that name, or ValueError listing the names."""
     if not isinstance(name, str):
         raise TypeError(f"{what} a str, got {type(name).__name__}")

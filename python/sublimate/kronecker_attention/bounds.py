@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,12 +43,31 @@ class Certificate:
     relative: Tensor
     positive: Tensor
 
+    def _check(self, values: Any) -> None:
+        """One (B, Hkv, M, Dv) for each key set, as far as the certificate knows them."""
+        if not isinstance(values, (list, tuple)) or not values:
+            raise _checks.fail_type("values", "a list of tensors, one for each key set", values)
+        batch, heads, _ = self.relative.shape
+        for i, v in enumerate(values):
+            name = f"values[{i}]"
+            _checks.floating_tensor(name, v)
+            if v.device != self.relative.device:
+                raise _checks.fail_value(name, f"a tensor on {self.relative.device}", v.device)
+            shared = v.shape[1] if v.dim() == 4 else 0
+            if not shared or heads % shared or v.shape[0] != batch or v.shape[3] == 0:
+                expected = f"shape ({batch}, heads that divide {heads}, length, dimension)"
+                raise _checks.fail_value(name, expected, tuple(v.shape))
+            if (v.shape[1], v.shape[3]) != (values[0].shape[1], values[0].shape[3]):
+                expected = "the heads and dimension of values[0]"
+                raise _checks.fail_value(name, expected, tuple(v.shape))
+
     def output(self, values: Sequence[Tensor]) -> Tensor:
         """(B, Hq, N): no element of the row's output is off by more; infinite where e >= 1.
 
         min(2 e / (1 - e), 2) times the largest product of magnitudes of values, in exact
         arithmetic: rounding comes on top.
         """
+        self._check(values)
         size = values[0].new_ones((), dtype=torch.float64)
         for v in values:
             if v.shape[2] == 0:
@@ -168,7 +188,8 @@ def certificate(
     """
     arguments.check_lists(keys, keys)
     arguments.check_tensors(q, keys, keys, listed=True)
-    arguments.check_degree(degree)
+    _checks.integer_between("degree", degree, 1, arguments.HIGHEST_DEGREE)
+    arguments.check_flags(causal=causal)
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     if masks is not None:
         arguments.check_masks(masks, keys, listed=True)
@@ -226,7 +247,7 @@ def sample_error(
     count = min(rows, n)
     grouped, key_sets, value_sets, masks = reference.prepare(q.double(), keys, values, masks)
     b, hkv, g = grouped.shape[:3]
-    c = c.double().reshape(b, hkv, g, 1, *(1,) * len(keys), -1)
+    c = c.double().reshape(b, hkv, g, 1, *(1,) * len(keys), c.shape[-1])
     widths = reference.window_widths(window, len(keys))
     rest = math.prod(k.shape[2] for k in keys[1:])
     step = max(1, CHUNK // max(1, b * hkv * g * rest))
@@ -263,6 +284,8 @@ def sample_error(
 
 def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
     """exp(logits - top), and top: the largest logit of each row, 0 where there is none."""
+    if logits.numel() == 0:  # no key to read: no row has a largest logit
+        return logits, logits.new_full(logits.shape[:4], -1e300)
     top = logits.flatten(4).amax(-1)
     top = torch.where(top == -math.inf, torch.full_like(top, -1e300), top)
     return torch.exp(logits - top.reshape(*top.shape, *(1,) * (logits.dim() - 4))), top
@@ -316,7 +339,8 @@ def estimated_error(
     """
     arguments.check_lists(keys, values)
     arguments.check_tensors(q, keys, values, listed=True)
-    arguments.check_degree(degree)
+    _checks.integer_between("degree", degree, 1, arguments.HIGHEST_DEGREE)
+    arguments.check_flags(causal=causal)
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     _checks.integer_between("rows", rows, 1, 2**20)
     if masks is not None:

@@ -149,14 +149,14 @@ class KroneckerAttention(nn.Module):
                 raise _checks.fail_value(
                     name, f"shape (batch, length, {self.embed_dim})", tuple(x.shape)
                 )
+        _checks.flags(need_weights=need_weights, is_causal=is_causal)
         if need_weights:
             raise _checks.fail_value(
                 "need_weights", "False: there is a weight for each tuple", True
             )
         if attn_mask is not None and not is_causal:
-            raise _checks.fail_value(
-                "attn_mask", "None, or any with is_causal=True", tuple(attn_mask.shape)
-            )
+            got = tuple(attn_mask.shape) if isinstance(attn_mask, Tensor) else attn_mask
+            raise _checks.fail_value("attn_mask", "None, or any with is_causal=True", got)
         mask = self._mask(key_padding_mask, key)
         q = self._heads(self.q_proj(query), self.num_heads)
         keys = [self._heads(p(key), self.kv_heads) for p in self.k_projs]
@@ -184,6 +184,8 @@ class KroneckerAttention(nn.Module):
         """True where a position is read."""
         if left_out is None:
             return None
+        if not isinstance(left_out, Tensor):
+            raise _checks.fail_type("key_padding_mask", "a tensor or None", left_out)
         if not (left_out.dtype == torch.bool or left_out.is_floating_point()):
             raise _checks.fail_kind(
                 "key_padding_mask", "a bool tensor, True where a position is left out, or a float "

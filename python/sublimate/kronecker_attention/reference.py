@@ -268,14 +268,15 @@ def attention_gradients(
         p = torch.exp(mask_logits(fold(qc * scale, (k1_, k2_)), allow) - lse[:, :, :, lo:hi])
         ds = p * (fold(doc, (v1_, v2_)) - delta[:, :, :, lo:hi])
         ds = torch.where(p == 0, torch.zeros_like(ds), ds) * scale
-        flat_p, flat_s = (t.reshape(b, hkv, -1, m2) for t in (p, ds))
+        count = g * (hi - lo) * m1
+        flat_p, flat_s = (t.reshape(b, hkv, count, m2) for t in (p, ds))
         w = (flat_p @ v2_).reshape(b, hkv, g, hi - lo, m1, dv)
         t = (flat_s @ k2_).reshape(b, hkv, g, hi - lo, m1, d)
         dq[:, :, :, lo:hi] = (t * k1_[:, :, None, None]).sum(-2)
         dk1 += (t * qc.unsqueeze(-2)).sum((2, 3))
         dv1 += (w * doc.unsqueeze(-2)).sum((2, 3))
-        fold_k = (qc.unsqueeze(-2) * k1_[:, :, None, None]).reshape(b, hkv, -1, d)
-        fold_v = (doc.unsqueeze(-2) * v1_[:, :, None, None]).reshape(b, hkv, -1, dv)
+        fold_k = (qc.unsqueeze(-2) * k1_[:, :, None, None]).reshape(b, hkv, count, d)
+        fold_v = (doc.unsqueeze(-2) * v1_[:, :, None, None]).reshape(b, hkv, count, dv)
         dk2 += flat_s.transpose(-1, -2) @ fold_k
         dv2 += flat_p.transpose(-1, -2) @ fold_v
     if n == 0:
@@ -410,10 +411,10 @@ def polynomial(
     with without_autocast(q.device):
         grouped, key_sets, value_sets, masks = prepare(q, keys, values, masks)
         windows = window_widths(window, len(keys))
-        b, hkv, g, n, d = grouped.shape
+        _, hkv, g, n, d = grouped.shape
         weights, degrees = multinomials(d, degree, grouped)
         powers = scale ** degrees.to(grouped.dtype)
-        c = coefficients.to(grouped.dtype).reshape(b, hkv, g, 1, -1)[..., degrees]
+        c = coefficients.to(grouped.dtype).unflatten(1, (hkv, g)).unsqueeze(3)[..., degrees]
         features = monomials(grouped, degree) * (c * (weights * powers))  # [B, Hkv, G, N, r]
         factors = [monomials(k, degree) for k in key_sets]
         # Masked keys are 0, but their monomial of degree 0 is 1.
@@ -423,10 +424,10 @@ def polynomial(
             sums = grouped.new_ones(())
             for f, v in zip(factors, ones, strict=True):
                 sums = sums * (f.transpose(-1, -2) @ v)  # [B, Hkv, r, Dv + 1]
-            both = (features.flatten(2, 3) @ sums).reshape(b, hkv, g, n, -1)
+            both = (features.flatten(2, 3) @ sums).unflatten(2, (g, n))
         else:
             both = _ordered(features, factors, ones, causal, windows)
-        both = both.reshape(b, hkv * g, n, -1)
+        both = both.flatten(1, 2)
         return both[..., :-1].contiguous(), both[..., -1].contiguous()
 
 

@@ -31,6 +31,7 @@ def finite(argument: str, x: Tensor) -> None:
 def features(argument: str, x: Any, *, batches: bool = True) -> None:
     """(n, d) or, with ``batches``, (B, n, d); d at least 1; finite."""
     _checks.floating_tensor(argument, x)
+    _checks.readable(argument, x)
     ranks = (2, 3) if batches else (2,)
     shape = "(n, d) or (B, n, d)" if batches else "(n, d)"
     if x.dim() not in ranks:
@@ -49,6 +50,8 @@ def number(argument: str, value: Any, *, tensor: bool = False) -> None:
                 "a finite number or a floating tensor of one element",
                 f"{value.dtype} of shape {tuple(value.shape)}",
             )
+        _checks.floating_tensor(argument, value)
+        _checks.readable(argument, value)
         finite(argument, value.detach())
         return
     _checks.number(argument, value)
@@ -62,6 +65,7 @@ def labels(argument: str, value: Any, x: Tensor) -> None:
         raise _checks.fail_type(argument, "a torch.Tensor of integers", value)
     if value.dtype not in INTEGERS:
         raise _checks.fail_kind(argument, "a tensor of integers", str(value.dtype))
+    _checks.dense(argument, value)
     if value.shape != x.shape[:-1]:
         raise _checks.fail_value(
             argument, f"one label per node, shape {tuple(x.shape[:-1])}", tuple(value.shape)
@@ -100,6 +104,8 @@ def offsets(value: Any, x: Tensor) -> list[int] | None:
     if x.dim() != 2:
         raise _checks.fail_value("offsets", "None for features of shape (B, n, d)", "offsets")
     if isinstance(value, Tensor):
+        _checks.dense("offsets", value)
+        _checks.readable("offsets", value)
         if value.dtype not in INTEGERS or value.dim() != 1:
             raise _checks.fail_kind(
                 "offsets",
@@ -167,6 +173,7 @@ def must_link(value: Any, x: Tensor, batch: Batch) -> None:
         raise _checks.fail_type("must_link", "a torch.Tensor of integers, shape (p, 2)", value)
     if value.dtype not in INTEGERS:
         raise _checks.fail_kind("must_link", "a tensor of integers", str(value.dtype))
+    _checks.dense("must_link", value)
     if value.dim() != 2 or value.shape[1] != 2:
         raise _checks.fail_value("must_link", "shape (p, 2)", tuple(value.shape))
     _same_device("must_link", value, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,8 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             weights: (n_samples,) positive: how many samples each row stands for, being their sum.
             must_link: (p, 2) pairs of rows to be in one cluster.
         """
+        functional.solver_options(self.method, self.refine, self.restarts)
+        _checks.flags(normalize=self.normalize)
         x, back = self._tensor(X, reset=True)
         w = None if weights is None else torch.as_tensor(weights, device=x.device).to(x.dtype)
         pairs = None if must_link is None else torch.as_tensor(must_link, device=x.device)
@@ -148,8 +151,11 @@ class DenseMulticut(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         count = self.n_clusters
         if count is not None and self.quantile is None:
             # scikit-learn's estimators take any integer type here.
+            if not isinstance(count, numbers.Integral):
+                raise _checks.fail_type("n_clusters", "an integer or None", count)
             _checks.integer_between("n_clusters", int(count), 1, len(x))
             if len(x) == 1:
+                arguments.number("alpha", self.alpha)
                 return float(self.alpha)
         return suggest_alpha(
             x,

@@ -48,9 +48,12 @@ def gaec_graph(
         raise _checks.fail_type("edges", "a torch.Tensor of integers, shape (m, 2)", edges)
     if edges.dtype not in arguments.INTEGERS:
         raise _checks.fail_kind("edges", "a tensor of integers", str(edges.dtype))
+    _checks.dense("edges", edges)
     if edges.dim() != 2 or edges.shape[1] != 2:
         raise _checks.fail_value("edges", "shape (m, 2)", tuple(edges.shape))
     _checks.floating_tensor("costs", costs)
+    for name, t in (("edges", edges), ("costs", costs)):
+        _checks.readable(name, t)
     if costs.shape != edges.shape[:1]:
         raise _checks.fail_value(
             "costs", f"one cost per edge, shape ({len(edges)},)", tuple(costs.shape)

@@ -9,16 +9,34 @@ without changing the tree (Bruynooghe, 1978; Murtagh, 1983).
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _checks
+from . import arguments
 from .cost import signature
 
 #: means [K, d] -> (largest inner product of each row with another [K], its column [K])
 BestPartner = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _level(alpha: Any) -> float:
+    """A number, of whatever library, as a float."""
+    if isinstance(alpha, Tensor):
+        arguments.number("alpha", alpha, tensor=True)
+    elif isinstance(alpha, bool) or not isinstance(alpha, numbers.Real):
+        raise _checks.fail_type("alpha", "a number", alpha)
+    elif isinstance(alpha, int):
+        _checks.number("alpha", alpha)
+    value = float(alpha)
+    if value != value:
+        raise _checks.fail_value("alpha", "a number", alpha)
+    return value
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +62,7 @@ class AlphaPath:
     def n_clusters(self, alpha: float) -> int:
         """Number of clusters for alpha. O(log n)."""
         # Descending heights, negated to be ascending: how many lie above alpha.
-        return self.n - int(torch.searchsorted(-self.heights, -float(alpha)))
+        return self.n - int(torch.searchsorted(-self.heights, -_level(alpha)))
 
     def labels(self, alpha: float) -> Tensor:
         """(n,) int64 labels for alpha, numbered by first appearance. O(n log n)."""
@@ -69,8 +87,10 @@ class AlphaPath:
 
         With equal heights no alpha may give exactly that number; the next larger one is given.
         """
+        if isinstance(n_clusters, bool) or not isinstance(n_clusters, numbers.Integral):
+            raise _checks.fail_type("n_clusters", "an int", n_clusters)
         if not 1 <= n_clusters <= max(self.n, 1):
-            raise ValueError(f"n_clusters: expected 1 to {self.n}, got {n_clusters}")
+            raise _checks.fail_value("n_clusters", f"1 to {self.n}", n_clusters)
         h = self.heights
         if len(h) == 0:
             return 0.0

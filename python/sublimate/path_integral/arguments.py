@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import fail_kind, fail_type
+from .._checks import dense, fail_kind, fail_type, readable
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 
@@ -105,8 +105,12 @@ def check_inputs(inputs: Any) -> tuple[Tensor, ...]:
                 "a floating or complex tensor (for token ids use LayerIntegratedGradients)",
                 str(x.dtype),
             )
+        dense(name, x)
+        readable(name, x)
         if x.dim() == 0:
             raise fail_value(name, "a batch dimension first", "a 0-dim tensor")
+        if 0 in x.shape[1:]:
+            raise fail_value(name, "samples of at least one number", tuple(x.shape))
         if x.shape[0] != found[0].shape[0]:
             raise fail_value(name, f"the batch size of inputs[0], {found[0].shape[0]}", x.shape[0])
         if x.device != found[0].device:
@@ -165,6 +169,9 @@ def flat_baselines(
         which = name if len(inputs) == 1 else f"{name}[{i}]"
         if b is None:
             b = 0
+        if isinstance(b, Tensor):
+            dense(which, b)
+            readable(which, b)
         if isinstance(b, Tensor) and b.dim() > 0:
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
                 raise fail_value(
@@ -193,6 +200,7 @@ def flat_baselines(
 
 # -------------------------------------------------------------------------------------- targets
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Index = tuple[Any, ...]  # what follows the row in output[row, ...]: ints or int64 tensors [B]
 
 
@@ -209,7 +217,9 @@ def _one_target(target: Any, batch: int, name: str) -> Index | None:
             raise fail_value(name, "a tuple of ints", target)
         return target
     if isinstance(target, Tensor):
-        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        dense(name, target)
+        readable(name, target)
+        if target.dtype not in _INTEGERS:
             raise fail_kind(name, "an integer tensor", str(target.dtype))
         if target.numel() == 1 and batch != 1:
             return (int(target),)
@@ -335,7 +345,10 @@ class Target:
         if output.shape[0] != rows:
             raise fail_value("forward", f"{rows} rows of output", output.shape[0])
         for t, size in zip(index, sizes, strict=True):
-            low, high = (int(t.min()), int(t.max())) if isinstance(t, Tensor) else (t, t)
+            if isinstance(t, Tensor):
+                low, high = (int(t.min()), int(t.max())) if t.numel() else (0, -1)
+            else:
+                low = high = t
             if low < -size or high >= size:
                 raise fail_value(
                     "target", f"indices below {size}, the size of the output",

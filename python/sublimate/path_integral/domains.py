@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import fail_type, integer_between, one_of
+from .._checks import fail_type, flags, integer_between, one_of
 from . import quadrature
 from .adaptive import adaptive
-from .arguments import Forward, fail_value, flat_baselines
+from .arguments import Forward, check_inputs, fail_value, flat_baselines
 from .chunks import Limits, frozen
 from .functional import integrated_gradients
 from .path import endpoints, fixed, setup, with_extras
@@ -109,8 +109,15 @@ def cross_domain_integrated_gradients(
         "multi_target": multi_target, "group": group, "shard": shard, "backend": backend,
         "return_convergence_delta": return_convergence_delta, "return_info": return_info,
     }  # fmt: skip
+    flags(
+        create_graph=create_graph, return_convergence_delta=return_convergence_delta,
+        return_info=return_info,
+    )  # fmt: skip
     if not isinstance(inputs, Tensor):
         raise fail_type("inputs", "one torch.Tensor", inputs)
+    check_inputs(inputs)
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise fail_type("dim", "an int", dim)
     if not isinstance(transform, str):
         there, back = transform
         with torch.set_grad_enabled(create_graph):

@@ -36,6 +36,8 @@ def flat_references(references: Any, problem: Problem, inputs: Any) -> tuple[Ten
     for r, s, x in zip(given, problem.layout, problem.x, strict=True):
         if not isinstance(r, Tensor):
             raise fail_type("references", "a tensor [R, ...] for each input, or a callable", r)
+        _checks.dense("references", r)
+        _checks.readable("references", r)
         if r.dim() == 0 or r.shape[1:] != s.shape or r.shape[0] == 0:
             raise fail_value("references", f"shape (R, {', '.join(map(str, s.shape))}) with R >= 1",
                              tuple(r.shape))  # fmt: skip
@@ -123,6 +125,10 @@ def expected_gradients(
     problem, tensors, single, chosen = setup(
         forward, inputs, target, multi_target, additional_forward_args, create_graph, backend
     )
+    _checks.flags(
+        stratified=stratified, return_convergence_delta=return_convergence_delta,
+        return_info=return_info, multiply_by_inputs=multiply_by_inputs,
+    )  # fmt: skip
     integer_between("n_samples", n_samples, 1, 2**31)
     _checks.seed("seed", seed)
     shards = Shards.of(group, "points", create_graph)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._checks import integer_between, number, one_of
+from .._checks import flags, integer_between, number, one_of
 from . import quadrature
 from .adaptive import adaptive
 from .arguments import Forward, Target, flat_baselines
@@ -77,8 +77,12 @@ def integrated_gradients(
     Source: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", 2017.
     """
     problem, tensors, single, chosen = setup(
-        forward, inputs, target, multi_target, additional_forward_args, create_graph, backend
+        forward, inputs, target, multi_target, additional_forward_args, create_graph, backend, True
     )
+    flags(
+        return_convergence_delta=return_convergence_delta, return_info=return_info,
+        multiply_by_inputs=multiply_by_inputs, compat_trapezoid=compat_trapezoid,
+    )  # fmt: skip
     integer_between("n_steps", n_steps, 1, 2**31)
     one_of("method", method, quadrature.METHODS)
     shards = Shards.of(group, shard, create_graph)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._checks import fail_type, one_of
-from .arguments import Forward, as_tuple, check_inputs, fail_value
+from .._checks import fail_type, floating_tensor, one_of
+from .arguments import Forward, as_tuple, fail_value
 from .chunks import NO_PATH, frozen, modules_of
 from .layers import eager, hooked
 from .path import setup
@@ -38,6 +38,7 @@ class FullGradients:
     def map(self, size: tuple[int, int]) -> Tensor:
         """The saliency of Srinivas and Fleuret: |parts| scaled to [0, 1] each, summed over channels
         and resized, [B, H, W]."""
+        _check_size(size)
         (x,) = as_tuple(self.input_part)
         total = _unit(x.abs().sum(1))
         for part in self.bias_parts.values():
@@ -46,6 +47,14 @@ class FullGradients:
                 shown = F.interpolate(shown, size, mode="bilinear", align_corners=False)
                 total = total + shown[:, 0]
         return total
+
+
+def _check_size(size: Any) -> None:
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not pair or not all(isinstance(n, int) and not isinstance(n, bool) for n in size):
+        raise fail_type("size", "two ints, height and width", size)
+    if min(size) < 1 or max(size) >= 2**31:
+        raise fail_value("size", "a height and a width >= 1", tuple(size))
 
 
 def _unit(t: Tensor) -> Tensor:
@@ -199,6 +208,10 @@ def norm_grad_maps(activation: Tensor, gradient: Tensor, kind: str) -> Tensor:
         ValueError: an unknown kind.
     """
     one_of("kind", kind, NORM_KINDS)
+    for name, t in (("activation", activation), ("gradient", gradient)):
+        floating_tensor(name, t)
+        if t.dim() != 4 or t.shape != activation.shape:
+            raise fail_value(name, "[B, C, H, W], activation and gradient alike", tuple(t.shape))
     norm = gradient.square().sum(1).sqrt()
     if kind == "bias":
         return norm
@@ -242,7 +255,8 @@ def norm_grad(
     for one in layers:
         if not isinstance(one, nn.Module):
             raise fail_type("layer", "a torch.nn.Module or a list of them", one)
-    check_inputs(inputs)
+    if size is not None:
+        _check_size(size)
     problem, _, _, _ = setup(
         forward, inputs, target, False, additional_forward_args, create_graph, backend
     )

@@ -52,6 +52,7 @@ def blurred(image: Tensor, sigma: float = 10.0) -> Tensor:
     if not isinstance(image, Tensor) or image.dim() != 4:
         got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise fail_value("image", "a tensor [N, C, H, W]", got)
+    _checks.floating_tensor("image", image)
     number("sigma", sigma)
     if sigma <= 0:
         raise fail_value("sigma", "a number > 0", sigma)
@@ -129,13 +130,18 @@ def igos(
         number(name, number_of)
     _checks.seed("seed", seed)
     limits = Limits.of(memory_budget, internal_batch_size)
+    if baselines is not None:
+        _checks.floating_tensor("baselines", baselines)
+        _checks.readable("baselines", baselines)
+        shape = tuple(baselines.shape)
+        if shape[1:] != tuple(space.shape) or shape[0] not in (1, problem.batch):
+            raise fail_value("baselines", f"shape {tuple(inputs.shape)} or 1 image", shape)
+    _checks.flags(create_graph=create_graph)
     image = problem.x[0].view(-1, *space.shape)
     with torch.set_grad_enabled(create_graph):
         whole = inputs.to(image.dtype) if create_graph else image
         start = blurred(whole) if baselines is None else baselines.to(image)
     base = start.detach()
-    if base.shape[1:] != image.shape[1:] or base.shape[0] not in (1, image.shape[0]):
-        raise fail_value("baselines", f"shape {tuple(image.shape)} or 1 image", tuple(base.shape))
     run = _Run(problem, image, base, n_steps, l1, l2, stdev, seed, limits, chosen)
     with frozen(forward, True), torch.no_grad():
         found = run.optimise(size, iterations, step)

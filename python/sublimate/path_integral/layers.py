@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _backends
-from .._checks import fail_type, integer_between, one_of
+from .._checks import dense, fail_type, flags, integer_between, one_of, readable
 from . import quadrature
 from .adaptive import adaptive
 from .arguments import Forward, Target, as_tuple, check_inputs, fail_value, spaces
@@ -148,6 +148,16 @@ def layer_integrated_gradients(
     given = as_tuple(inputs)
     if not given or not all(isinstance(t, Tensor) and t.dim() for t in given):
         raise fail_type("inputs", "tensors with the batch first", inputs)
+    flags(
+        attribute_to_layer_input=attribute_to_layer_input, create_graph=create_graph,
+        multi_target=multi_target, multiply_by_inputs=multiply_by_inputs,
+        compat_trapezoid=compat_trapezoid,
+    )  # fmt: skip
+    for t in given:
+        dense("inputs", t)
+        readable("inputs", t)
+    if not len(given[0]):
+        raise fail_value("inputs", "at least one sample", tuple(given[0].shape))
     start = _start(baselines, given)
     args = () if additional_forward_args is None else as_tuple(additional_forward_args)
     integer_between("n_steps", n_steps, 1, 2**31)
@@ -195,11 +205,19 @@ def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         raise fail_value("baselines", f"one for each of {len(given)} inputs", len(chosen))
     found = []
     for b, x in zip(chosen, given, strict=True):
+        if isinstance(b, Tensor):
+            dense("baselines", b)
+            readable("baselines", b)
         if isinstance(b, Tensor) and b.dim() > 0:
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
                 raise fail_value("baselines", f"a number or shape {tuple(x.shape)}, or 1 in place "
                                  "of the batch", tuple(b.shape))  # fmt: skip
             found.append(b.to(x.device).expand(x.shape))
-        else:
-            found.append(torch.full_like(x, 0 if b is None else b))
+            continue
+        if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float, Tensor))):
+            raise fail_type("baselines", "a tensor or a number", b)
+        try:
+            found.append(torch.full_like(x, 0 if b is None else b))  # type: ignore[arg-type]
+        except (RuntimeError, OverflowError) as error:
+            raise fail_value("baselines", f"a number that {x.dtype} holds", b) from error
     return tuple(found)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import fail_type, integer_between, number
+from .._checks import fail_type, flags, integer_between, number
 from .arguments import Forward, fail_value
 from .bundle import cutting_planes
 from .chunks import Problem, frozen
@@ -124,6 +124,7 @@ def moreau_grad(
     (space,) = problem.layout
     if space.complex:
         raise fail_value("inputs", "real numbers", inputs.dtype)
+    flags(create_graph=create_graph, return_info=return_info)
     for name, value in (("lam", lam), ("sparsity", sparsity)):
         number(name, value)
         if value < 0 or (name == "lam" and value == 0):
@@ -188,11 +189,11 @@ def _minimise(
         def at(z: Tensor, one: Problem = one, i: int = i) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = z.detach()[None].requires_grad_()
-                penalty = _penalty(leaf, eta, groups)
+                penalty = _penalty(leaf, eta, groups).sum()
             value, grad = _evaluate(one, x[i][None] + z[None])
             if eta:
-                (extra,) = torch.autograd.grad(penalty.sum(), leaf)
-                return (value + penalty.detach())[0], (grad + extra.nan_to_num(0.0))[0]
+                (extra,) = torch.autograd.grad(penalty, leaf)
+                return value[0] + penalty.detach(), (grad + extra.nan_to_num(0.0))[0]
             return value[0], grad[0]
 
         d[i], objective[i], residual[i] = cutting_planes(at, d[i], lam, max_iter)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _backends
+from .. import _backends, _checks
 from . import autograd, quadrature
 from .arguments import (
     ArgumentError,
@@ -266,12 +266,19 @@ def setup(
     additional_forward_args: Any,
     create_graph: bool,
     backend: str | None,
+    empty: bool = False,
 ) -> tuple[Problem, tuple[Tensor, ...], bool, str]:
-    """Checked arguments: the problem, the input tensors, whether one came alone, the backend."""
+    """Checked arguments: the problem, the input tensors, whether one came alone, the backend.
+
+    ``empty``: a batch without samples will do.
+    """
     if not callable(forward):
         raise TypeError(f"forward: expected a callable, got {type(forward).__name__}")
+    _checks.flags(multi_target=multi_target, create_graph=create_graph)
     single = not isinstance(inputs, (tuple, list))
     tensors = check_inputs(inputs)
+    if not (empty or len(tensors[0])):
+        raise fail_value("inputs", "at least one sample", tuple(tensors[0].shape))
     layout = spaces(forward, tensors)
     if create_graph:
         with torch.enable_grad():

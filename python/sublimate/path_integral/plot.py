@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._checks import fail_type, number, one_of
+from .._checks import dense, fail_kind, fail_type, flags, number, one_of, readable
 from .arguments import fail_value
 
 if TYPE_CHECKING:
@@ -17,10 +17,18 @@ SIGNS = ("all", "positive", "negative", "absolute")
 _MAPS = {"all": "RdBu_r", "positive": "Reds", "negative": "Blues", "absolute": "magma"}
 
 
+def _check_numbers(name: str, t: Tensor) -> None:
+    dense(name, t)
+    readable(name, t)
+    if t.is_complex() or t.is_quantized:
+        raise fail_kind(name, "a tensor of real numbers", str(t.dtype))
+
+
 def _plane(a: Tensor, name: str) -> Tensor:
     """One image [H, W] of [H, W], [C, H, W] or [1, C, H, W]: channels are added up."""
     if not isinstance(a, Tensor):
         raise fail_type(name, "a torch.Tensor", a)
+    _check_numbers(name, a)
     a = a.detach().float().cpu()
     if a.dim() == 4 and a.shape[0] == 1:
         a = a[0]
@@ -29,6 +37,13 @@ def _plane(a: Tensor, name: str) -> Tensor:
     if a.dim() != 2:
         raise fail_value(name, "[H, W], [C, H, W] or [1, C, H, W]", tuple(a.shape))
     return a
+
+
+def _check_axes(ax: Any) -> None:
+    from matplotlib.axes import Axes
+
+    if ax is not None and not isinstance(ax, Axes):
+        raise fail_type("ax", "a matplotlib.axes.Axes or None", ax)
 
 
 def scale_of(values: Tensor, percentile: float = 99.0) -> float:
@@ -71,6 +86,8 @@ def plot(
     import matplotlib.pyplot as plt
 
     one_of("sign", sign, SIGNS)
+    flags(colorbar=colorbar)
+    _check_axes(ax)
     number("percentile", percentile)
     if not 0 < percentile <= 100:
         raise fail_value("percentile", "a number in (0, 100]", percentile)
@@ -134,12 +151,16 @@ def plot_series(
     """
     import matplotlib.pyplot as plt
 
+    _check_axes(ax)
+    if not isinstance(labels, (tuple, list)) or len(labels) != 2:
+        raise fail_type("labels", "two strings", labels)
     rows = []
     for name, t in (("attributions", attributions), ("series", series)):
         if t is None:
             continue
         if not isinstance(t, Tensor):
             raise fail_type(name, "a torch.Tensor", t)
+        _check_numbers(name, t)
         t = t.detach().float().cpu()
         t = t.sum(0) if t.dim() == 2 else t
         if t.dim() != 1:
@@ -147,7 +168,13 @@ def plot_series(
         rows.append(t)
     if len(rows) == 2 and rows[0].shape != rows[1].shape:
         raise fail_value("series", f"{len(rows[0])} values", len(rows[1]))
-    places = torch.arange(len(rows[0])) if x is None else torch.as_tensor(x).detach().cpu()
+    if x is None:
+        places = torch.arange(len(rows[0]))
+    else:
+        if not isinstance(x, Tensor):
+            raise fail_type("x", "a torch.Tensor or None", x)
+        _check_numbers("x", x)
+        places = x.detach().cpu()
     if places.shape != rows[0].shape:
         raise fail_value("x", f"{len(rows[0])} positions", tuple(places.shape))
     if ax is None:

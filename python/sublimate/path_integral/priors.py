@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import fail_type, number, one_of
-from .arguments import Forward, as_tuple
+from .._checks import fail_type, floating_tensor, number, one_of
+from .arguments import Forward, as_tuple, fail_value
 from .functional import integrated_gradients
 
 PRIORS = ("smoothness", "sparsity", "gini", "total_variation")
@@ -83,9 +83,16 @@ def attribution_prior(
 
     def penalty(given: Any) -> Tensor:
         parts = as_tuple(given)
+        if not parts:
+            raise fail_type("attributions", "a tensor or a tuple of tensors", given)
         for a in parts:
             if not isinstance(a, Tensor):
                 raise fail_type("attributions", "a tensor or a tuple of tensors", a)
+            floating_tensor("attributions", a)
+            if a.dim() == 0:
+                raise fail_value("attributions", "a batch dimension first", a)
+        # A sample of one number has no dimension of its own.
+        parts = tuple(a[:, None] if a.dim() == 1 else a for a in parts)
         return torch.stack([fn(a).mean() for a in parts]).sum()
 
     return penalty if attributions is None else penalty(attributions)
@@ -141,5 +148,5 @@ class IGRegularizer(nn.Module):
                 create_graph=True,
                 backend=self.backend,
             )
-            both.append(a.flatten(1))
+            both.append(a.reshape(a.shape[0], a.shape[1:].numel()))
         return (1 - torch.nn.functional.cosine_similarity(both[0], both[1], dim=1)).mean()

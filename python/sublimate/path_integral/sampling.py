@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _philox
+from .. import _checks, _philox
 from .._checks import fail_kind
 from . import autograd
 from .arguments import fail_value
@@ -114,6 +114,7 @@ def sample_numbers(sample_ids: Any, batch: int, device: torch.device) -> Tensor:
     if not isinstance(sample_ids, Tensor) or sample_ids.dtype != torch.int64:
         got = str(sample_ids.dtype) if isinstance(sample_ids, Tensor) else type(sample_ids).__name__
         raise fail_kind("sample_ids", "an int64 tensor", got)
+    _checks.readable("sample_ids", sample_ids)
     if sample_ids.shape != (batch,):
         raise fail_value("sample_ids", f"shape ({batch},)", tuple(sample_ids.shape))
     return sample_ids.to(device)
@@ -126,6 +127,13 @@ def stdevs(stdev: Any, problem: Problem) -> tuple[Tensor, ...] | None:
         raise fail_value("stdev", f"one for each of {len(problem.x)} inputs", len(given))
     found = []
     for s, x in zip(given, problem.x, strict=True):
+        if isinstance(s, Tensor):
+            _checks.dense("stdev", s)
+            _checks.readable("stdev", s)
+            if s.is_complex():
+                raise fail_kind("stdev", "real numbers", str(s.dtype))
+        else:
+            _checks.number("stdev", s)
         value = torch.as_tensor(s, dtype=x.dtype, device=x.device)
         if value.dim() > 1 or value.numel() not in (1, problem.batch):
             raise fail_value("stdev", f"a number or shape ({problem.batch},)", tuple(value.shape))

@@ -58,6 +58,10 @@ def gradient_shap(
     problem, tensors, single, chosen = setup(
         forward, inputs, target, False, additional_forward_args, create_graph, backend
     )
+    _checks.flags(
+        stratified=stratified, return_convergence_delta=return_convergence_delta,
+        multiply_by_inputs=multiply_by_inputs,
+    )  # fmt: skip
     integer_between("n_samples", n_samples, 1, 2**31)
     _checks.seed("seed", seed)
     limits = Limits.of(memory_budget, internal_batch_size)

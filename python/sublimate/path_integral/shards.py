@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._checks import one_of
+from .._checks import fail_type, one_of
 from .arguments import fail_value
 from .chunks import Problem
 
@@ -31,6 +31,8 @@ class Shards:
         one_of("shard", kind, ("points", "samples"))
         if group is None:
             return _ALONE
+        if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise fail_type("group", "a torch.distributed.ProcessGroup or None", group)
         if create_graph:
             raise fail_value("group", "None with create_graph (gradients do not cross processes)",
                              "a group")  # fmt: skip

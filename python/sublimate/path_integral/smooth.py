@@ -61,6 +61,7 @@ def smooth_grad(
     problem, _, single, chosen = setup(
         forward, inputs, target, multi_target, additional_forward_args, create_graph, backend
     )
+    _checks.flags(return_info=return_info)
     one_of("kind", kind, KINDS)
     integer_between("n_samples", n_samples, 1, 2**31)
     _checks.seed("seed", seed)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends
-from .._checks import fail_type, integer_between
+from .._checks import fail_type, flags, integer_between, number
 from . import autograd
 from .arguments import as_tuple, check_inputs, fail_value, spaces
 from .chunks import pieces
@@ -66,8 +66,12 @@ class NoiseTunnel:
         if len(deviations) != len(tensors):
             raise fail_value("stdevs", f"one for each of {len(tensors)} inputs", len(deviations))
         for s in deviations:
-            if isinstance(s, bool) or not isinstance(s, (int, float)):
-                raise fail_type("stdevs", "a number or a tuple of them", s)
+            number("stdevs", s)
+        if nt_samples_batch_size is not None:
+            integer_between("nt_samples_batch_size", nt_samples_batch_size, 1, 2**31)
+        flags(draw_baseline_from_distrib=draw_baseline_from_distrib)
+        if not len(tensors[0]):
+            raise fail_value("inputs", "at least one sample", tuple(tensors[0].shape))
         create_graph = bool(getattr(self.attribution_method, "create_graph", False))
         with torch.set_grad_enabled(create_graph):
             at_once = nt_samples_batch_size or nt_samples
@@ -148,6 +152,8 @@ def _expanded(kwargs: dict[str, Any], draws: Draws, batch: int, draw: bool) -> d
     if isinstance(target, list):
         options["target"] = target * count
     elif isinstance(target, Tensor) and target.numel() > 1:
+        if target.dim() != 1:
+            raise fail_value("target", f"one index, or shape ({batch},)", tuple(target.shape))
         options["target"] = target.repeat(count)
 
     def repeat(a: Any) -> Any:

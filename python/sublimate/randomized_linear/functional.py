@@ -128,7 +128,9 @@ class SharedInput:
             self._casts[dtype] = self.x.to(dtype)
         x = self._casts[dtype]
         if dtype not in self._sketches:
-            self._sketches[dtype] = self._draw(x.detach().reshape(-1, x.shape[-1]))
+            self._sketches[dtype] = self._draw(
+                x.detach().flatten(0, -2) if x.dim() > 1 else x.detach()[None]
+            )
         arguments = (x, weight, bias, *self._sketches[dtype], self.sketch, self.k)
         y: Tensor
         if self.backend == "reference":

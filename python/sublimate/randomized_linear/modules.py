@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -66,6 +67,22 @@ class Group:
         return made
 
 
+def _check_sizes(least: int, **sizes: Any) -> None:
+    """Integers of any library, as torch takes them."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, (numbers.Integral, torch.SymInt)):
+            raise _checks.fail_type(name, "an int", size)
+        if not least <= int(size) < 2**31:
+            raise _checks.fail_value(name, f"an int from {least} to {2**31 - 1}", size)
+
+
+def _is_count(saved: Tensor) -> bool:
+    """Whether a saved key or count is what the layers save."""
+    if saved.dtype != torch.int64 or saved.dim() != 0:
+        return False
+    return saved.is_meta or int(saved) >= 0
+
+
 class Sketched(nn.Module):
     """What the layers share: options, seeds, and the state that makes a resumed run exact.
 
@@ -113,6 +130,14 @@ class Sketched(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
+        for name in _STATE:
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor) and not _is_count(saved):
+                arguments[-1].append(
+                    f"{prefix}{name}: expected a 0-dim int64 tensor >= 0, "
+                    f"got {saved.dtype} of shape {tuple(saved.shape)}"
+                )
+                return
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         missing = arguments[2]
         missing[:] = [key for key in missing if key not in [prefix + name for name in _STATE]]
@@ -204,6 +229,8 @@ class Linear(Sketched, nn.Linear):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
+        _check_sizes(0, in_features=in_features, out_features=out_features)
+        _checks.flags(bias=bias)
         super().__init__(in_features, out_features, bias, device, dtype)
         self._set_options(ratio, sketch, seed, layer, rank, backend, self.weight.device)
 
@@ -259,6 +286,12 @@ class Conv2d(Sketched, nn.Conv2d):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
+        _check_sizes(1, in_channels=in_channels, out_channels=out_channels)
+        _checks.flags(bias=bias)
+        for name, value in (("kernel_size", kernel_size), ("stride", stride),
+                            ("padding", padding), ("dilation", dilation)):  # fmt: skip
+            if not isinstance(value, (int, tuple, list, str)):
+                raise _checks.fail_type(name, "an int or two ints", value)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,  # type: ignore[arg-type]
@@ -278,6 +311,8 @@ class Conv2d(Sketched, nn.Conv2d):
         return _adopt(new, module)
 
     def forward(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise _checks.fail_type("input", "a torch.Tensor", input)
         if input.dim() not in (3, 4) or not self.records():
             return nn.Conv2d.forward(self, input)
         x = input.unsqueeze(0) if input.dim() == 3 else input

@@ -86,6 +86,12 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
     return found
 
 
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
+        raise _checks.fail_type("loss", "a callable that returns a loss to differentiate", value)
+    return value
+
+
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
@@ -103,7 +109,13 @@ def _measure(
     max_batches: int,
 ) -> dict[str, list[_Batch]]:
     """Gradient and variances of each layer in each batch; parameters' .grad stay as they are."""
+    _checks.module("model", model)
+    _checks.integer_between("max_batches", max_batches, 1, 2**31 - 1)
+    if loss is not None and not callable(loss):
+        raise _checks.fail_type("loss", "a callable or None", loss)
     layers = _layers(model)
+    if not layers:
+        raise _checks.fail_value("model", "one with a linear layer in training", "none")
     found: dict[str, list[_Batch]] = defaultdict(list)
     handles = []
     for name, module in layers.items():
@@ -136,7 +148,7 @@ def _measure(
             for name in layers:
                 found[name].append(_Batch())
             with torch.enable_grad():
-                value = (loss or _loss)(model, batch)
+                value = _scalar((loss or _loss)(model, batch))
                 weights = [layer.get_parameter("weight") for layer in layers.values()]
                 torch.autograd.grad(value, weights, allow_unused=True)
             count += 1

@@ -1,0 +1,105 @@
+"""Every CPU kernel under ThreadSanitizer, its threads and several callers at once.
+
+    python thread_cases.py FOLDER                 the calls of helpers/kernel_calls.py
+    python thread_cases.py FOLDER --planted NAME  a race that must be reported, or "none"
+
+FOLDER is a build with SUBLIMATE_SANITIZE=thread; the process runs under libtsan (LD_PRELOAD). A
+call is repeated by three Python threads that start together; results must equal the first one's to
+the last bit. Prints which kernels ran and how many parallel regions had several threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+CALLERS = 3
+
+
+def at_once(function: Callable[[int], None]) -> None:
+    """Runs function(i) in CALLERS threads that start together; raises what one of them raised."""
+    start, errors = threading.Barrier(CALLERS), []
+
+    def work(i: int) -> None:
+        try:
+            start.wait()
+            function(i)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def planted(file: Path, name: str) -> None:
+    spec = importlib.util.spec_from_file_location("_planted_races", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if name == "between_calls":
+        at_once(lambda i: module.between_calls(2_000_000))
+    else:
+        at_once(lambda i: getattr(module, name)(2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--planted", choices=("in_region", "between_calls", "none"))
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    if options.planted:
+        planted(options.folder / f"_planted_races{suffix}", options.planted)
+        return
+
+    import torch
+    from sublimate import _native
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, for helpers
+    from helpers.kernel_calls import CALLS, KERNELS
+
+    torch.set_num_threads(2)
+    file = options.folder / f"_C{suffix}"
+    _native.CPU = _native.Library("sublimate._C", "cpu", file=file)
+    regions = ctypes.c_long.in_dll(ctypes.CDLL(str(file)), "sublimate_parallel_regions")
+    ran: set[str] = set()
+    call = _native.Library.call
+
+    def recorded(self, op, *arguments):
+        ran.add(op)
+        call(self, op, *arguments)
+
+    _native.Library.call = recorded
+    alone = []
+    for name, kernel in CALLS.items():
+        if not name.startswith(options.only):
+            continue
+        before = regions.value
+        truth = kernel()
+        if regions.value == before:
+            alone.append(name)
+
+        def again(i, kernel=kernel, truth=truth, name=name):
+            for mine, its in zip(kernel(), truth, strict=True):
+                assert torch.equal(mine, its), f"{name}: caller {i} got other bits"
+
+        at_once(again)
+        print(name, flush=True)
+    missing = set(KERNELS) - ran
+    assert options.only or not missing, f"never ran: {sorted(missing)}"
+    print(f"{len(ran)} kernels, {regions.value} parallel regions; without one: {alone}")
+
+
+if __name__ == "__main__":
+    main()
