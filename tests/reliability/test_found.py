@@ -47,6 +47,9 @@ REFUSED = {
     "parameter beyond float32, module": (
         lambda: fewbit.CELU(1e300, backend="reference")(torch.ones(3)), ValueError
     ),
+    "perturbed of another shape": (
+        lambda: pi.IGRegularizer(scores)(X, None, torch.ones(3, 3)), ValueError
+    ),
     "integer pixels": (lambda: rl.Conv2d(1, 2)(torch.ones(1, 2, 2).long()), TypeError),
     "large alpha": (lambda: multicut.alpha_path(X).labels(HUGE), ValueError),
     # Not one block of numbers, or none at all: RuntimeError from inside torch.
