@@ -76,7 +76,8 @@ def run(function: Callable[..., Any], inputs: Any, keywords: Any) -> Trace:
             return t
         if address not in trace.storages:
             alive.append(t)
-            trace.storages[address] = Storage(storage.nbytes(), name, tuple(t.shape), t.dtype)
+            shape = (t.numel(),) if t.is_nested else tuple(t.shape)
+            trace.storages[address] = Storage(storage.nbytes(), name, shape, t.dtype)
         trace.storages[address].owners.add(name)
         trace.saves.append((name, address, t.numel(), t.element_size()))
         return t

@@ -18,7 +18,8 @@ METHODS = ("auto", "star", "average", "reciprocal", "gaec", "lazy")
 
 
 def _weights(draw: Draw, shape: list[int], dtype: torch.dtype) -> Tensor:
-    return torch.randint(1, 4, shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    # Powers of two, so that division by weights rounds nothing either.
+    return 2 ** torch.randint(3, shape, generator=torch.Generator().manual_seed(3)).to(dtype)
 
 
 def _features(draw: Draw, *, batches: bool = True) -> tuple[Arguments, list[int]]:

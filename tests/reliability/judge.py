@@ -147,6 +147,12 @@ def _gradients(entry: Entry, arguments: Arguments, result: Any) -> list[Tensor |
         raise Fault(entry, what, place, arguments) from error
 
 
+def _whole(arguments: Arguments) -> bool:
+    """Whether sums of products are exact, and so are labels and places."""
+    given = [t.detach() for t in tensors(arguments) if _ordinary(t) and t.dtype in TOLERANCE]
+    return all(torch.equal(t, t.round()) for t in given if not t.is_complex())
+
+
 def _tame(arguments: Arguments) -> bool:
     """Whether rounding alone can part two backends: finite and of ordinary size."""
     for t in tensors(arguments):
@@ -182,7 +188,8 @@ def _compare(entry: Entry, arguments: Arguments, result: Any, grads: list[Tensor
 
 def _agree(entry: Entry, arguments: Arguments, a: Tensor, b: Tensor) -> None:
     if a.dtype not in TOLERANCE:
-        if not torch.equal(a, b):
+        # Numbers that are not whole may be so near to one another that rounding orders them.
+        if _whole(arguments) and not torch.equal(a, b):
             raise Fault(
                 entry, f"{a.tolist()}, the reference {b.tolist()}"[:600], "values", arguments
             )

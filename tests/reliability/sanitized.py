@@ -1,8 +1,8 @@
 """``fuzz.py`` on CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-Builds the module once (minutes, kept in build/tests) at every instruction-set level, and runs the
-campaign in a process with the sanitizers' runtimes first. Arguments are fuzz.py's. An access out of
-bounds ends the campaign with the sanitizer's report.
+Builds the module once (minutes, kept in build/tests), for the baseline instruction set or with
+--all-levels for each, and runs the campaign in a process with the sanitizers' runtimes first. Other
+arguments are fuzz.py's. An access out of bounds ends the campaign with the sanitizer's report.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from helpers import native_build
 
 
 def main() -> int:
+    arguments = sys.argv[1:]
+    levels = "ON" if "--all-levels" in arguments else "OFF"
     with native_build.locked("asan") as folder:
         native_build.configure(
-            folder, "-DSUBLIMATE_SANITIZE=address,undefined", "-DSUBLIMATE_WERROR=OFF"
-        )
+            folder, "-DSUBLIMATE_SANITIZE=address,undefined", "-DSUBLIMATE_WERROR=OFF",
+            f"-DSUBLIMATE_MULTIVERSION={levels}",
+        )  # fmt: skip
         native_build.build(folder, "_C")
     file = folder / f"_C{native_build.SUFFIX}"
     compiler = os.environ.get("CXX", "g++")
@@ -37,7 +40,13 @@ def main() -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     script = str(Path(__file__).with_name("fuzz.py"))
-    command = [sys.executable, script, "--native", str(file), *sys.argv[1:]]
+    command = [
+        sys.executable,
+        script,
+        "--native",
+        str(file),
+        *(a for a in arguments if a != "--all-levels"),
+    ]
     return subprocess.run(command, env=env).returncode
 
 

@@ -41,6 +41,16 @@ REFUSED = {
     "beta": (lambda: fewbit.Softplus(SEVERAL), TypeError),
     # Numbers that no float64 holds: OverflowError.
     "large int": (lambda: fewbit.elu(X, HUGE), ValueError),
+    "parameter beyond float32": (
+        lambda: fewbit.celu(torch.ones(3), 1e300, backend="reference"), ValueError
+    ),
+    "parameter beyond float32, module": (
+        lambda: fewbit.CELU(1e300, backend="reference")(torch.ones(3)), ValueError
+    ),
+    "perturbed of another shape": (
+        lambda: pi.IGRegularizer(scores)(X, None, torch.ones(3, 3)), ValueError
+    ),
+    "integer pixels": (lambda: rl.Conv2d(1, 2)(torch.ones(1, 2, 2).long()), TypeError),
     "large alpha": (lambda: multicut.alpha_path(X).labels(HUGE), ValueError),
     # Not one block of numbers, or none at all: RuntimeError from inside torch.
     "nested": (lambda: fewbit.gelu(NESTED), TypeError),

@@ -31,6 +31,7 @@ derivatives are refused, and vmap is supported by the reference backend only.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,14 @@ def _check_common(
         raise _checks.fail_value("seed", "None unless stochastic=True", seed)
     if isinstance(seed, Tensor) and seed.device != x.device:
         raise _checks.fail_value("seed", f"a tensor on {x.device}", seed.device)
+
+
+def check_parameters(name: str, params: tuple[float, ...], x: Tensor) -> None:
+    """Parameters that x's arithmetic holds; infinite ones are infinite there too."""
+    largest = torch.finfo(accumulator(x.dtype)).max
+    for (argument, _), value in zip(reference.FUNCTIONS[name].params, params, strict=True):
+        if largest < abs(value) < math.inf:
+            raise _checks.fail_value(argument, f"a number that {x.dtype} holds", value)
 
 
 def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
@@ -186,6 +195,7 @@ def _call(
     for (argument, _), value in zip(reference.FUNCTIONS[name].params, params, strict=True):
         _checks.number(argument, value)
     params = tuple(float(p) for p in params)
+    check_parameters(name, params, x)
     chosen = _backends.resolve("fewbit", backend, x)
     if exact:
         tables = _exact_tables(name, params, x.device, accumulator(x.dtype))

@@ -94,6 +94,7 @@ class FewBitActivation(nn.Module):
             raise _checks.fail_value(
                 "x", f"a tensor on the module's {self.levels.device}", x.device
             )
+        functional.check_parameters(self.name, self.params, x)
         tables: tuple[Tensor, ...] = (self.borders, self.codes, self.levels)
         if x.dtype == torch.float64:
             tables = (self.borders.double(), self.codes, self.levels.double())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import fail_type, floating_tensor, number, one_of
+from .._checks import dense, fail_type, floating_tensor, number, one_of, same_as
 from .arguments import Forward, as_tuple, fail_value
 from .functional import integrated_gradients
 
@@ -134,6 +134,11 @@ class IGRegularizer(nn.Module):
         Args:
             perturbed: like x; default x + stdev * noise from torch's generator.
         """
+        for name, t in (("x", x), ("perturbed", x if perturbed is None else perturbed)):
+            if not isinstance(t, Tensor):
+                raise fail_type(name, "a torch.Tensor", t)
+            dense(name, t)
+            same_as(name, t, "x", x)
         if perturbed is None:
             perturbed = x + self.stdev * torch.randn_like(x)
         both = []

@@ -311,9 +311,10 @@ class Conv2d(Sketched, nn.Conv2d):
         return _adopt(new, module)
 
     def forward(self, input: Tensor) -> Tensor:
-        if not isinstance(input, Tensor):
-            raise _checks.fail_type("input", "a torch.Tensor", input)
-        if input.dim() not in (3, 4) or not self.records():
+        _checks.floating_tensor("input", input)
+        if input.dim() not in (3, 4):
+            raise _checks.fail_value("input", "shape ([B,] C, H, W)", tuple(input.shape))
+        if not self.records():
             return nn.Conv2d.forward(self, input)
         x = input.unsqueeze(0) if input.dim() == 3 else input
         down, across = self.stride
