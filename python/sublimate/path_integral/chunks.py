@@ -167,12 +167,15 @@ class Problem:
         points = z[0].shape[0]
         if self.network is not None and (front is not None or self.direct):
             chain = self.network.chain if front is None else front.rest
+            rows = z[0].flatten(0, 1)
+            if front is None:
+                rows = rows.view(-1, *self.network.shape)
             for values, grad in sequential.gradients(
-                chain, z[0].flatten(0, 1), self.target, points, self.batch, self.create_graph,
+                chain, rows, self.target, points, self.batch, self.create_graph,
                 front.linear if front is not None else None,
                 () if front is None else (*self.x, *ends),
             ):  # fmt: skip
-                yield values, [grad.view(points, self.batch, -1)]
+                yield values, [grad.reshape(points, self.batch, -1)]
             return
         with torch.enable_grad():
             leaves = []
@@ -201,7 +204,6 @@ class Problem:
                     for s, g, t in zip(self.layout, found, z, strict=True)
                 ]
                 yield values, flat
-
 
     @property
     def direct(self) -> bool:

@@ -165,16 +165,16 @@ def _integrate_at_once(
     """``_integrate_behind`` of a perceptron in one piece: what a small network needs and no more,
     since there Python takes longer than the network."""
     batch, points = problem.batch, alpha.shape[0]
-    h = front.enter(problem.x[0])
+    h, first = front.enter(problem.x[0]), front.enter(start)
     z = autograd.points(
-        h, front.enter(start), None, alpha, dtype=problem.layout[0].points, backend=backend
+        h.flatten(1), first.flatten(1), None, alpha, dtype=problem.layout[0].points, backend=backend
     )
     result = Sums([], [])
     for values, grad in sequential.gradients(
-        front.rest, z.view(points * batch, -1), problem.target, points, batch, False
+        front.rest, z.view(points * batch, *h.shape[1:]), problem.target, points, batch, False
     ):
         report_nan(values, alpha, batch)
-        grad = grad.view(points, batch, -1)
+        grad = grad.reshape(points, batch, -1)
         left = front.leave([autograd.accumulate(grad, w, backend=backend)[0] for w in weights])
         result.acc.append([left if moved is None else [s * moved for s in left]])
         result.values.append(values.view(points, batch))

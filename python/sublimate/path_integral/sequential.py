@@ -24,7 +24,7 @@ from .._modes import ordinary
 from .arguments import Forward, Space, Target
 
 _aten = torch.ops.aten
-Chain = tuple[nn.Module, ...]
+Chain = tuple[Any, ...]  # modules
 
 # ------------------------------------------------------------------------------------ recognition
 
@@ -94,13 +94,17 @@ def network_of(forward: Forward, x: Tensor, layout: Sequence[Space]) -> Network 
     if chain is None:
         return None
     shape, first = layout[0].shape, chain[0]
+    if not shape:
+        return None
     if type(first) is nn.Flatten and first.start_dim == 1 and first.end_dim == -1:
         chain, shape = chain[1:], torch.Size((shape.numel(),))
     if not chain or not _untouched(first):
         return None
-    direct = 0
-    if len(shape) == 1 and type(chain[0]) is nn.Linear and chain[0].in_features == shape[0]:
-        direct = directness(chain, layout[0].points)
+    direct, kind = 0, type(chain[0])
+    if (kind is nn.Linear and chain[0].in_features == shape[-1]) or (
+        kind in _CONVOLUTIONS and chain[0].in_channels == shape[0]
+    ):
+        direct = directness(chain, layout[0].points, len(shape))
     return Network(chain, shape, direct)
 
 
@@ -138,17 +142,18 @@ class Front:
         if network is None or space.points != space.acc:
             return None
         chain = network.chain
-        count = worth = 0
-        for m in chain:
+        worth = 0
+        flat = len(network.shape) == 1
+        for count, m in enumerate(chain, 1):
             if not _affine(m):
                 break
-            count += 1
+            flat = flat or type(m) is nn.Flatten
             if type(m) is not nn.Flatten:
                 worth = count
         if not worth or worth == len(chain):
             return None
         layers, rest = chain[:worth], chain[worth:]
-        direct = network.direct or directness(rest, space.points)
+        direct = network.direct or directness(rest, space.points, 1 if flat else len(network.shape))
         if not direct and not _leaves_its_input(rest[0]):
             return None
         if type(layers[0]) is nn.Linear and layers[0].in_features != network.shape[-1:].numel():
@@ -216,6 +221,23 @@ _Apply = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 _Back = Callable[[Any, Tensor, Tensor], Tensor]
 
 
+def _convolve(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    value: Tensor = m(x)
+    return value, x
+
+
+def _convolve_back(m: Any, g: Tensor, x: Tensor) -> Tensor:
+    found: Tensor = _aten.convolution_backward(
+        g, x, m.weight, None, m.stride, m.padding, m.dilation, False, m.output_padding, m.groups,
+        (True, False, False),
+    )[0]  # fmt: skip
+    return found
+
+
+def _pool_back(m: Any, g: Tensor, x: Tensor) -> Tensor:
+    return (g / x[0, 0].numel()).expand_as(x)
+
+
 def _twice(y: Tensor) -> tuple[Tensor, Tensor]:
     return y, y
 
@@ -244,33 +266,53 @@ _FUNCTIONS: dict[type, tuple[_Apply, _Back]] = {
         lambda m, g, y: _aten._softmax_backward_data(g, y, 1, y.dtype),
     ),
 }
+#: Layers other than linear ones, of one number of dimensions behind the batch.
+_LAYERS: dict[type, tuple[int, _Apply, _Back]] = {
+    nn.Conv1d: (2, _convolve, _convolve_back),
+    nn.Conv2d: (3, _convolve, _convolve_back),
+    nn.AdaptiveAvgPool1d: (2, _convolve, _pool_back),
+    nn.AdaptiveAvgPool2d: (3, _convolve, _pool_back),
+}
 _BENT_NOWHERE = (nn.ReLU, nn.LeakyReLU)
 
 
-def directness(chain: Chain, dtype: torch.dtype) -> int:
-    """``Network.direct`` of a chain of [rows, features], all in one dtype."""
-    linear, level = False, 2
+def directness(chain: Chain, dtype: torch.dtype, dims: int) -> int:
+    """``Network.direct`` of a chain that takes ``dims`` dimensions behind the batch."""
+    weights, level = False, 2
     for m in chain:
         kind = type(m)
-        if kind is nn.Linear:
-            linear = True
+        if not _untouched(m):
+            return 0
+        if kind is nn.Linear or kind in _LAYERS:
+            if dims != (1 if kind is nn.Linear else _LAYERS[kind][0]):
+                return 0
             for p in m._parameters.values():
                 if p is not None and (type(p) is not nn.Parameter or p.dtype is not dtype):
                     return 0
-        elif kind not in _FUNCTIONS or (kind is nn.Softmax and m.dim not in (1, -1)):
+            if kind is not nn.Linear:
+                level = 1
+                if kind in _CONVOLUTIONS:
+                    if m.padding_mode != "zeros" or isinstance(m.padding, str):
+                        return 0
+                elif m.output_size not in (1, (1, 1)):
+                    return 0
+            weights = weights or bool(m._parameters)
+        elif kind is nn.Flatten:
+            if m.start_dim != 1 or m.end_dim != -1:
+                return 0
+            dims, level = 1, 1
+        elif kind not in _FUNCTIONS or (kind is nn.Softmax and (dims != 1 or m.dim not in (1, -1))):
             return 0
         elif kind not in _BENT_NOWHERE:
             level = 1
-        if not _untouched(m):
-            return 0
-    return level if linear else 0
+    return level if weights and dims == 1 else 0
 
 
 class _Attach(torch.autograd.Function):
     """Its first argument, with the others among what it depends on: their gradients are zeros."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *others: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, *others: Tensor) -> Tensor:
         ctx.save_for_backward(*others)
         return value.view_as(value)
 
@@ -299,12 +341,20 @@ def gradients(
         kept: list[Any] = []
         h, fresh = z.detach(), True
         for m in chain:
-            if type(m) is nn.Linear:
+            kind = type(m)
+            if kind is nn.Linear:
                 h, fresh = nn.functional.linear(h, m.weight, m.bias), True
                 kept.append(None)
-            else:
-                h, own = _FUNCTIONS[type(m)][0](m, h if fresh else h.clone())
+            elif kind in _FUNCTIONS:
+                h, own = _FUNCTIONS[kind][0](m, h if fresh else h.clone())
                 fresh = False
+                kept.append(own)
+            elif kind is nn.Flatten:
+                kept.append(h.shape)
+                h = h.flatten(1)
+            else:
+                h, own = _LAYERS[kind][1](m, h)
+                fresh = True
                 kept.append(own)
         if not create_graph:
             return _pulled_back(chain, kept, h, target, points, batch, before)
@@ -338,10 +388,15 @@ def _pulled_back(
             else:
                 g[:, t] = 1
         for m, own in steps:
-            if type(m) is nn.Linear:
+            kind = type(m)
+            if kind is nn.Linear:
                 g = torch.mm(g, m.weight)
+            elif kind in _FUNCTIONS:
+                g = _FUNCTIONS[kind][1](m, g, own)
+            elif kind is nn.Flatten:
+                g = g.reshape(own)
             else:
-                g = _FUNCTIONS[type(m)][1](m, g, own)
+                g = _LAYERS[kind][2](m, g, own)
         if before is not None:
             g = torch.mm(g, before.weight)
         found.append((values, g))
