@@ -359,7 +359,7 @@ def gradients(
         if not create_graph:
             return _pulled_back(chain, kept, h, target, points, batch, before)
     every = (before, *chain)
-    others = [m.bias for m in every if type(m) is nn.Linear and m.bias is not None]
+    others: list[Tensor] = [m.bias for m in every if type(m) is nn.Linear and m.bias is not None]
     others = [t for t in (z, *also, *others) if t.requires_grad]
     with torch.enable_grad():
         found = _pulled_back(chain, kept, h, target, points, batch, before)
