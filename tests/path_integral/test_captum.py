@@ -205,6 +205,11 @@ def test_the_papers_rectified_example(method: str) -> None:
     torch.testing.assert_close(got[1], torch.tensor([[-0.5]]), atol=2e-3, rtol=0)
 
 
+def test_names_are_captums() -> None:
+    for name in ("IntegratedGradients", "LayerIntegratedGradients", "GradientShap", "NoiseTunnel"):
+        assert getattr(pi, name).get_name() == getattr(captum, name).get_name()
+
+
 def test_multivariable_forms_of_baselines() -> None:
     a, b, c = torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 3.0]]), torch.tensor([[0.5, 2.0]])
     rows = tuple(torch.cat((t, 2 * t, -t)) for t in (a, b, c))

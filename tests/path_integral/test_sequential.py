@@ -190,5 +190,5 @@ def test_errors_of_the_model_are_its_own():
         pi.integrated_gradients(net, torch.randn(2, 3), target=2)
     with torch.no_grad():
         net[0].weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN at path point 0 .* of sample 0"):
+    with pytest.raises(ValueError, match=r"NaN at path point 0 .* of sample 0"):
         pi.integrated_gradients(net, torch.randn(2, 3), target=0)
