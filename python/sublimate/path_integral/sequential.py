@@ -24,6 +24,7 @@ from .._modes import ordinary
 from .arguments import Forward, Space, Target
 
 _aten = torch.ops.aten
+_NO_WEIGHT = (nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 Chain = tuple[Any, ...]  # modules
 
 # ------------------------------------------------------------------------------------ recognition
@@ -39,6 +40,15 @@ def _untouched(module: nn.Module) -> bool:
         or "forward" in own
         or own.get("_compiled_call_impl")
     )
+
+
+def _holds(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether its parameters are plain ones of ``dtype``, and in their places."""
+    own = module._parameters
+    if type(module) not in _NO_WEIGHT and getattr(module, "affine", True):
+        if own.get("weight") is None:
+            return False
+    return all(p is None or (type(p) is nn.Parameter and p.dtype is dtype) for p in own.values())
 
 
 def _flatten(module: nn.Sequential, into: list[nn.Module]) -> bool:
@@ -159,9 +169,8 @@ class Front:
         if type(layers[0]) is nn.Linear and layers[0].in_features != network.shape[-1:].numel():
             return None  # let the module say so
         for m in layers:
-            for p in m._parameters.values():
-                if p is not None and (type(p) is not nn.Parameter or p.dtype != space.points):
-                    return None
+            if not _holds(m, space.points):
+                return None
         return Front(layers, rest, network.shape, direct)
 
     @property
@@ -286,9 +295,8 @@ def directness(chain: Chain, dtype: torch.dtype, dims: int) -> int:
         if kind is nn.Linear or kind in _LAYERS:
             if dims != (1 if kind is nn.Linear else _LAYERS[kind][0]):
                 return 0
-            for p in m._parameters.values():
-                if p is not None and (type(p) is not nn.Parameter or p.dtype is not dtype):
-                    return 0
+            if not _holds(m, dtype):
+                return 0
             if kind is not nn.Linear:
                 level = 1
                 if kind in _CONVOLUTIONS:
