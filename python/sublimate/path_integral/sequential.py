@@ -45,9 +45,9 @@ def _untouched(module: nn.Module) -> bool:
 def _holds(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether its parameters are plain ones of ``dtype``, and in their places."""
     own = module._parameters
-    if type(module) not in _NO_WEIGHT and getattr(module, "affine", True):
-        if own.get("weight") is None:
-            return False
+    weighs = type(module) not in _NO_WEIGHT and getattr(module, "affine", True)
+    if weighs and own.get("weight") is None:
+        return False
     return all(p is None or (type(p) is nn.Parameter and p.dtype is dtype) for p in own.values())
 
 
