@@ -70,6 +70,18 @@ def _perceptron(sizes: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+class _Opaque(nn.Module):
+    """A network behind a ``forward`` of its own, which says nothing of how it is made."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.inner(x)
+        return found
+
+
 def _mlp() -> nn.Module:
     return _perceptron((784, 512, 512, 10))
 
@@ -91,6 +103,8 @@ def _series() -> nn.Module:
 #: name -> model, shape of one sample, multiply-adds of one forward of one sample.
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "tabular": (_tabular, (20,), 20 * 64 + 64 * 64 + 64 * 2),
+    "opaque_tabular": (lambda: _Opaque(_tabular()), (20,), 20 * 64 + 64 * 64 + 64 * 2),
+    "opaque_mlp": (lambda: _Opaque(_mlp()), (784,), 784 * 512 + 512 * 512 + 512 * 10),
     "mlp": (_mlp, (784,), 784 * 512 + 512 * 512 + 512 * 10),
     # 64 tokens: four projections and two layers of 4x, and attention, twice.
     "transformer": (_Transformer, (64, 128), 2 * 64 * (12 * 128**2 + 2 * 64 * 128)),
@@ -276,7 +290,7 @@ def integrated(name: str, batch: int, calls: int = 1) -> Case:
     patched = _provider("captum-patched", lambda x: captum_patched(model, x))
     floor = _provider("bare", _floor(model))
     mine = _provider("sublimate-cpu", lambda x: ours(model, x), peer=False)
-    small = name == "tabular"
+    small = name.endswith("tabular")
     order = (stock, patched, floor, mine) if small else (floor, stock, patched, mine)
     rows = STEPS * batch
     wide = _wide(name)
@@ -367,8 +381,12 @@ def cross_domain(steps: int = 100) -> Case:
         )
         return found
 
+    def bare(x: Tensor) -> Tensor:
+        return _bare(model, x.expand(steps, *x.shape[1:]), steps)()
+
     providers = (
         _provider("loop", loop),
+        _provider("bare", bare),
         _provider("sublimate-cpu", lambda x: mine(model, x), peer=False),
     )
     verify = _verify(lambda x: mine(wide, x))
@@ -383,7 +401,11 @@ def cases(quick: bool = False) -> list[Case]:
         integrated("tabular", 1, calls=20),
         integrated("tabular", 16, calls=10),
         integrated("tabular", 256),
+        integrated("opaque_tabular", 1, calls=20),
+        integrated("opaque_tabular", 16, calls=10),
+        integrated("opaque_tabular", 256),
         integrated("mlp", 64),
+        integrated("opaque_mlp", 64),
         integrated("transformer", 8),
         integrated("cnn", 8),
         ten_targets("mlp", 16, 50),

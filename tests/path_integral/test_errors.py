@@ -123,6 +123,7 @@ def test_nan_is_reported_with_its_path_point() -> None:
         (lambda: pi.igos(mlp(), X), ValueError, "inputs"),
         (lambda: pi.integrated_hessian(mlp(), (X,)), TypeError, "inputs"),
         (lambda: pi.attribution_prior(X, kind="nice"), ValueError, "kind"),
+        (lambda: pi.attribution_prior(X, backend="nice"), ValueError, "backend"),
         (lambda: TUNNEL.attribute(X, "meangrad"), ValueError, "nt_type"),
         (lambda: pi.LayerIntegratedGradients(mlp(), torch.nn.Linear(1, 1)).attribute(X, target=1),
          ValueError, "layer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.path_cases import REFERENCES, B, X, cnn, mlp
@@ -321,3 +322,16 @@ def test_modules_behind_callables_are_found() -> None:
     bound = nn.Sequential(model)
     for f in (model, model.forward, lambda z: model(z), functools.partial(model), bound.forward):
         assert any(p is model[0].weight for m in chunks.modules_of(f) for p in m.parameters())
+
+
+@pytest.mark.parametrize("n", [65, 66, 1001])
+def test_long_gauss_legendre_rules_are_exact(n):
+    """Those made by Newton's method, against numpy's where that is quick, and by what is exact."""
+    nodes, weights = pi.quadrature.rule("gausslegendre", n)
+    assert (np.diff(nodes) > 0).all() and np.abs(nodes + nodes[::-1] - 1).max() < 1e-15
+    for degree in (0, 1, 7, n, 2 * n - 1):
+        assert abs((weights * nodes**degree).sum() * (degree + 1) - 1) < 1e-12
+    if n < 100:
+        theirs, w = np.polynomial.legendre.leggauss(n)
+        np.testing.assert_allclose(nodes, (1 + theirs) / 2, atol=4e-16, rtol=0)
+        np.testing.assert_allclose(weights, w / 2, atol=1e-12, rtol=0)

@@ -285,7 +285,7 @@ class Target:
         self._check_output(output)
         if self.all:
             return list(output.reshape(output.shape[0], -1).unbind(1))
-        return [self._pick_one(output, index, points, batch) for index in self.indices]
+        return [self.pick_one(output, index, points, batch) for index in self.indices]
 
     def roots(self, output: Any, points: int, batch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each target: what to differentiate, the gradient to start with, and ``pick``'s value.
@@ -306,7 +306,7 @@ class Target:
         found = []
         seen = flat.detach()
         for index in indices:
-            values = self._pick_one(seen, index, points, batch)
+            values = self.pick_one(seen, index, points, batch)
             if index is None:
                 found.append((flat, torch.ones_like(flat), values))
                 continue
@@ -328,7 +328,8 @@ class Target:
             raise fail_value("target", "an output with classes for 'all'", tuple(output.shape))
 
     @staticmethod
-    def _pick_one(output: Tensor, index: Index | None, points: int, batch: int) -> Tensor:
+    def pick_one(output: Tensor, index: Index | None, points: int, batch: int) -> Tensor:
+        """The numbers of one target."""
         rows = points * batch
         if index is None:
             if output.numel() not in (1, rows):

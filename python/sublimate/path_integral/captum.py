@@ -20,7 +20,7 @@ from .layers import layer_integrated_gradients
 from .path import endpoints, setup, shaped
 from .shap import gradient_shap
 from .smooth import smooth_grad
-from .tunnel import NoiseTunnel
+from .tunnel import Named, NoiseTunnel
 
 __all__ = [
     "ExpectedGradients",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class _Attribution:
+class _Attribution(Named):
     """What all have: the function, and options of ours.
 
     Args:

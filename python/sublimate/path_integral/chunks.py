@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .._checks import fail_type
 from .._modes import ordinary
+from . import sequential
 from .arguments import (
     Forward,
     Space,
@@ -118,6 +119,7 @@ class Problem:
         x: flattened inputs [B, E], one for each input tensor.
         args: additional arguments of ``forward``.
         create_graph: gradients are themselves differentiable.
+        network: the structure of ``forward``, if it is known.
     """
 
     forward: Forward
@@ -126,6 +128,7 @@ class Problem:
     args: tuple[Any, ...]
     target: Target
     create_graph: bool = False
+    network: sequential.Network | None = None
 
     @property
     def batch(self) -> int:
@@ -140,6 +143,7 @@ class Problem:
             select_args(self.args, rows, self.batch),
             self.target.select(rows),
             self.create_graph,
+            self.network,
         )
 
     def outputs(self, z: Sequence[Tensor]) -> list[Tensor]:
@@ -149,12 +153,30 @@ class Problem:
         output = self.forward(*leaves, *repeat_args(self.args, points, self.batch))
         return self.target.pick(output, points, self.batch)
 
-    def gradients(self, z: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    def gradients(
+        self,
+        z: Sequence[Tensor],
+        front: sequential.Front | None = None,
+        ends: Sequence[Tensor] = (),
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """For each target: its values (K * B,), and gradients [K, B, E] for each input.
 
-        The forward runs once, then one backward for each target.
+        The forward runs once, then one backward for each target. With a ``front`` (one linear
+        layer of a perceptron), z has values of it, and ``ends`` what they were made from.
         """
         points = z[0].shape[0]
+        if self.network is not None and (front is not None or self.direct):
+            chain = self.network.chain if front is None else front.rest
+            rows = z[0].flatten(0, 1)
+            if front is None:
+                rows = rows.view(-1, *self.network.shape)
+            for values, grad in sequential.gradients(
+                chain, rows, self.target, points, self.batch, self.create_graph,
+                front.linear if front is not None else None,
+                () if front is None else (*self.x, *ends),
+            ):  # fmt: skip
+                yield values, [grad.reshape(points, self.batch, -1)]
+            return
         with torch.enable_grad():
             leaves = []
             for space, t in zip(self.layout, z, strict=True):
@@ -182,6 +204,11 @@ class Problem:
                     for s, g, t in zip(self.layout, found, z, strict=True)
                 ]
                 yield values, flat
+
+    @property
+    def direct(self) -> bool:
+        """Whether gradients need nothing of autograd, so that parameters need not be frozen."""
+        return self.network is not None and self.network.direct > self.create_graph
 
 
 # -------------------------------------------------------------------------------------- chunking

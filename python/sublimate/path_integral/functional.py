@@ -98,7 +98,10 @@ def integrated_gradients(
         result = shaped(zero, problem.layout, none, single)
         info = Info(method, torch.zeros(0, dtype=torch.int64), delta)
         return with_extras(result, delta, return_convergence_delta, info, return_info)
-    with torch.set_grad_enabled(create_graph), frozen(forward, not create_graph):
+    with (
+        torch.set_grad_enabled(create_graph),
+        frozen(forward, not (create_graph or problem.direct)),
+    ):
         base = flat_baselines(baselines, tensors, problem.layout)
         if tol is not None:
             rows, info = shards.over_samples(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from . import autograd, quadrature
+from . import autograd, quadrature, sequential
 from .arguments import (
     ArgumentError,
     Forward,
@@ -102,6 +102,11 @@ def integrate(
     is O(rows) beside the sums.
     """
     batch = problem.batch
+    front = None
+    if not problem.create_graph:
+        front = sequential.Front.of(problem.network, problem.layout[0])
+    if front is not None:
+        return _integrate_behind(front, problem, base, nodes, rows, backend, differences)
     if batch <= rows:
         return _integrate_block(problem, base, nodes, rows, backend, None, differences)
     blocks = [_integrate_block(problem, base, nodes, rows, backend, part, differences)
@@ -115,6 +120,65 @@ def integrate(
     ]
     values = [torch.cat(parts, 1) for parts in zip(*(b.values for b in blocks), strict=True)]
     return Sums(acc, values)
+
+
+def _integrate_behind(
+    front: sequential.Front,
+    problem: Problem,
+    base: tuple[Tensor, ...],
+    nodes: Nodes,
+    rows: int,
+    backend: str,
+    differences: bool,
+) -> Sums:
+    """``integrate``, with the path laid through the values of leading affine layers, whose
+    transpose is applied to the sums."""
+    x, start = problem.x[0], base[0]
+    alpha, weights = nodes(problem.layout[0].acc)
+    moved = x - start if differences else None
+    if front.direct and problem.batch * alpha.shape[0] <= rows:
+        return _integrate_at_once(front, problem, start, alpha, weights, moved, backend)
+    ends = [front.enter(t) for t in (x, start)]
+    space = Space(ends[0].shape[1:], *(problem.layout[0].points,) * 2, problem.layout[0].acc)
+    inner = Problem(
+        sequential.Rest(front.rest), (space,), (ends[0].flatten(1),), (), problem.target,
+        network=sequential.Network(front.rest, space.shape, front.direct),
+    )  # fmt: skip
+    sums = integrate(inner, (ends[1].flatten(1),), nodes, rows, backend)
+    count = len(sums.acc[0][0])
+    left = front.leave([s for (target,) in sums.acc for s in target])
+    if moved is not None:
+        left = [s * moved for s in left]
+    acc = [[left[i : i + count]] for i in range(0, len(left), count)]
+    return Sums(acc, sums.values)
+
+
+def _integrate_at_once(
+    front: sequential.Front,
+    problem: Problem,
+    start: Tensor,
+    alpha: Tensor,
+    weights: Tensor,
+    moved: Tensor | None,
+    backend: str,
+) -> Sums:
+    """``_integrate_behind`` of a perceptron in one piece: what a small network needs and no more,
+    since there Python takes longer than the network."""
+    batch, points = problem.batch, alpha.shape[0]
+    h, first = front.enter(problem.x[0]), front.enter(start)
+    z = autograd.points(
+        h.flatten(1), first.flatten(1), None, alpha, dtype=problem.layout[0].points, backend=backend
+    )
+    result = Sums([], [])
+    for values, grad in sequential.gradients(
+        front.rest, z.view(points * batch, *h.shape[1:]), problem.target, points, batch, False
+    ):
+        report_nan(values, alpha, batch)
+        grad = grad.reshape(points, batch, -1)
+        left = front.leave([autograd.accumulate(grad, w, backend=backend)[0] for w in weights])
+        result.acc.append([left if moved is None else [s * moved for s in left]])
+        result.values.append(values.view(points, batch))
+    return result
 
 
 def _integrate_block(
@@ -287,7 +351,8 @@ def setup(
         x = tuple([s.flat(t.detach()) for s, t in zip(layout, tensors, strict=True)])
     args = () if additional_forward_args is None else as_tuple(additional_forward_args)
     chosen = Target.of(target, tensors[0].shape[0], multi_target)
-    problem = Problem(forward, layout, x, args, chosen, create_graph)
+    network = None if args else sequential.network_of(forward, x[0], layout)
+    problem = Problem(forward, layout, x, args, chosen, create_graph, network)
     return problem, tensors, single, _backends.resolve("path_integral", backend, x[0])
 
 
@@ -329,7 +394,7 @@ def fixed(
         norms = [torch.stack([r.detach().abs().sum(1) for r in inputs]).sum(0) for inputs in found]
         size = per_target(norms, problem.target)
     # Nobody reads them where nothing is asked for beside the attributions.
-    steps = torch.full((batch if want_delta else 0,), n, dtype=torch.int64)
+    steps = torch.full((batch,), n, dtype=torch.int64) if want_delta else None
     return found, Info(
         method.removesuffix("_compat"), steps, delta, None, size, None, rows, n * batch
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _backends
 from .._checks import dense, fail_type, floating_tensor, number, one_of, same_as
 from .arguments import Forward, as_tuple, fail_value
 from .functional import integrated_gradients
@@ -57,6 +58,7 @@ def attribution_prior(
     attributions: Any = None,
     *,
     kind: str | Callable[[Tensor], Tensor] = "smoothness",
+    backend: str | None = None,
 ) -> Any:
     """A penalty on attributions, to be added to a training loss.
 
@@ -66,12 +68,13 @@ def attribution_prior(
         kind: "smoothness" (mean squared difference of neighbours), "total_variation" (absolute),
             "sparsity" (L1 / L2), "gini" (minus the Gini coefficient of mean absolute attributions),
             or a function of a tensor [B, ...].
+        backend: as of the estimators, and checked like theirs; a penalty is plain torch on each.
 
     Returns:
         A scalar, the mean over the batch, summed over inputs.
 
     Raises:
-        TypeError, ValueError: attributions are no tensors; an unknown kind.
+        TypeError, ValueError: attributions are no tensors; an unknown kind or backend.
     """
     if isinstance(kind, str):
         one_of("kind", kind, PRIORS)
@@ -91,6 +94,8 @@ def attribution_prior(
             floating_tensor("attributions", a)
             if a.dim() == 0:
                 raise fail_value("attributions", "a batch dimension first", a)
+            if backend is not None:
+                _backends.resolve("path_integral", backend, a)
         # A sample of one number has no dimension of its own.
         parts = tuple(a[:, None] if a.dim() == 1 else a for a in parts)
         return torch.stack([fn(a).mean() for a in parts]).sum()

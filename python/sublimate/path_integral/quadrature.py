@@ -28,9 +28,27 @@ COMPAT_TRAPEZOID = "riemann_trapezoid_compat"
 Array = np.ndarray
 
 
+_FEW = 64  # nodes up to which numpy's eigenvalue problem, O(n^3), is the faster
+
+
 def _gauss_legendre(n: int) -> tuple[Array, Array]:
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    return (1 + nodes) / 2, weights / 2
+    """Beyond ``_FEW`` by Newton's method on the recurrence of the polynomials, O(n^2)."""
+    if n <= _FEW:
+        nodes, weights = np.polynomial.legendre.leggauss(n)
+        return (1 + nodes) / 2, weights / 2
+    theta = np.pi * (4 * np.arange(1, n // 2 + n % 2 + 1) - 1) / (4 * n + 2)
+    x = (1 - (n - 1) / (8 * n**3)) * np.cos(theta)  # Tricomi
+    for _ in range(4):  # three converge, the last slope is that at the nodes
+        before, p = np.ones_like(x), x
+        for k in range(2, n + 1):
+            before, p = p, ((2 * k - 1) * x * p - (k - 1) * before) / k
+        slope = n * (before - x * p) / ((1 - x) * (1 + x))
+        x = x - p / slope
+    if n % 2:
+        x[-1] = 0.0
+    w = 1 / ((1 - x) * (1 + x) * slope**2)
+    nodes = np.concatenate((1 - x, (1 + x[: n // 2])[::-1])) / 2
+    return nodes, np.concatenate((w, w[: n // 2][::-1]))
 
 
 def _clenshaw_curtis(n: int) -> tuple[Array, Array]:

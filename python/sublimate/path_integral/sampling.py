@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _checks, _philox
 from .._checks import fail_kind
-from . import autograd
+from . import autograd, sequential
 from .arguments import fail_value
 from .chunks import Problem, pieces
 from .path import Sums, report_nan
@@ -201,6 +201,18 @@ def sample_sums(
     return Sums(acc)
 
 
+def _front(problem: Problem, draws: Draws) -> sequential.Front | None:
+    """A linear layer that begins a perceptron: applied to samples and references instead of to
+    every point between them."""
+    if draws.stdev is not None or problem.network is None:
+        return None
+    space = problem.layout[0]
+    front = sequential.Front.of(problem.network, space)
+    if front is None or front.linear is None or not front.direct > problem.create_graph:
+        return None
+    return front
+
+
 def _block(
     problem: Problem,
     base: tuple[Tensor, ...] | None,
@@ -215,6 +227,10 @@ def _block(
     start = problem.x if base is None else base
     sizes = [s.size for s in layout]
     acc: list[list[list[Any]]] = []
+    front = _front(problem, draws)
+    ends = (problem.x, start)
+    if front is not None:
+        ends = tuple((front.enter(e.detach()),) for (e,) in ends)  # type: ignore[assignment]
     for piece in pieces(draws.count, max(1, rows // batch)):
         own = draws.points(piece)
         alphas = [own.alpha.to(s.acc) for s in layout]
@@ -223,9 +239,9 @@ def _block(
             autograd.points(
                 x, b, own.index, a, dtype=s.points, backend=backend, **own.noise(sizes, i)
             )
-            for i, (x, b, a, s) in enumerate(zip(problem.x, start, alphas, layout, strict=True))
+            for i, (x, b, a, s) in enumerate(zip(*ends, alphas, layout, strict=True))
         ]
-        for t, (values, grads) in enumerate(problem.gradients(z)):
+        for t, (values, grads) in enumerate(problem.gradients(z, front, start)):
             report_nan(values, own.alpha, batch, own.first, first_sample)
             if len(acc) == t:
                 acc.append([[None, None] for _ in layout])

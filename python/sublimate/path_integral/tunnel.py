@@ -17,7 +17,16 @@ from .sampling import Draws, random_references, sample_numbers, seed_tensor
 TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
 
 
-class NoiseTunnel:
+class Named:
+    """What Captum's classes say of themselves."""
+
+    @classmethod
+    def get_name(cls) -> str:
+        """The class's name in words."""
+        return "".join(c if c.islower() else " " + c for c in cls.__name__).strip()
+
+
+class NoiseTunnel(Named):
     """Mean, mean square or variance of another method's attributions under Gaussian noise.
 
     Args:
