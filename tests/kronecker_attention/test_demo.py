@@ -17,8 +17,8 @@ def test_pairs_tell_next_to_nothing():
         found = labels[x == number].double()
         assert (len(found) == 0) == (number == 0)
         assert number == 0 or abs(found.mean() - share) < 0.072
-    # By a pair, up to units: its ratio. 36 of them occur, 9300 times each: a deviation of .005 about
-    # shares that lie within .03 of the common one (.024 in ten times as many draws).
+    # By a pair, up to units: its ratio. 36 of them occur, 9300 times each: a deviation of .005
+    # about shares that lie within .03 of the common one (.024 in ten times as many draws).
     inverse = torch.tensor([0, *(pow(a, -1, demo.MODULUS) for a in range(1, demo.MODULUS))])
     ratio = x[:, None, :] * inverse[x][:, :, None] % demo.MODULUS
     pairs = ~torch.eye(demo.LENGTH, dtype=torch.bool)
