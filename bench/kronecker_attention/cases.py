@@ -23,6 +23,9 @@ EXACT_BARS = {"fwd": 0.6, "both": 0.6}
 POLYNOMIAL_BARS = {"fwd": 1 / 3, "both": 1 / 3}
 #: Scale of the entries: logits of the polynomial's cases have a deviation of about 0.15.
 SMALL = 0.55
+#: Smaller for odd degrees: no logit may lie beyond the root of their polynomial. Weights are then
+#: nearly equal, and values have a mean of 1, as without one the output would be what cancels.
+SMALL_ODD = 0.36
 _PART = 160  # rows, of one head, that are compared in float64
 
 
@@ -102,13 +105,15 @@ def _gradient_error(forward: Forward, inputs: tuple[Tensor, ...], dy: Tensor) ->
     return float((got.double() - true).norm() / true.norm())
 
 
-def _normal(n: int, dim: int, dtype: torch.dtype, device: str, size: float, heads: int):  # type: ignore[no-untyped-def]
+def _normal(
+    n: int, dim: int, dtype: torch.dtype, device: str, size: float, heads: int, mean: float
+):  # type: ignore[no-untyped-def]
     def make() -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
         sizes = (size, size, size, 1.0, 1.0)
         return tuple(
-            (torch.randn(1, heads, n, dim, generator=generator, device=device) * s).to(dtype)
-            for s in sizes
+            (torch.randn(1, heads, n, dim, generator=generator, device=device) * s + m).to(dtype)
+            for s, m in zip(sizes, (0.0, 0.0, 0.0, mean, mean), strict=True)
         )
 
     return make
@@ -126,6 +131,7 @@ def _case(
     bars: dict[str, float],
     size: float,
     heads: int = 4,
+    mean: float = 0.0,
     verify: Forward | None = None,
     **options: object,
 ) -> Case:
@@ -150,7 +156,7 @@ def _case(
         gradient_error=_gradient_error,
         bars=bars,
         modes=modes,
-        make_inputs=_normal(n, dim, dtype, device, size, heads),
+        make_inputs=_normal(n, dim, dtype, device, size, heads, mean),
     )
 
 
@@ -169,7 +175,8 @@ def _polynomial(n: int, dim: int, degree: int, device: str, causal: bool = False
     flops = 6 * 4 * n * reference.rank(dim, degree) * (dim + 1)
     return _case(
         f"polynomial{degree}{'-causal' if causal else ''}", n, dim, device, torch.float32, peer,
-        flops, ("fwd", "bwd", "both"), {} if causal or n < 512 else POLYNOMIAL_BARS, SMALL,
+        flops, ("fwd", "bwd", "both"), {} if causal or n < 512 else POLYNOMIAL_BARS,
+        SMALL_ODD if degree % 2 else SMALL, mean=float(degree % 2),
         verify=peer, method="polynomial", degree=degree, causal=causal,
     )  # fmt: skip
 

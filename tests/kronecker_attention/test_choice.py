@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +19,10 @@ from sublimate.kronecker_attention import (
     reference,
 )
 from sublimate.kronecker_attention import coefficients as polynomials
+from sublimate.kronecker_attention import plan as plan_module
 
 WIDE = torch.float64
+ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = [torch.ones(1, 64, 64, dtype=torch.bool)] * 2
 
 
@@ -192,6 +196,51 @@ def test_a_narrow_window_takes_the_exact_method():
     assert choose(*leaves, tol=1e-2, window=(2, 2)).method == "exact"
 
 
+def measured():
+    """{(dim, n): {degree: ms}} of the committed table, degree 0 exact."""
+    found = {}
+    with (ROOT / "bench/kronecker_attention/break_even.csv").open() as file:
+        for row in csv.DictReader(file):
+            at = found.setdefault((int(row["dim"]), int(row["n"])), {})
+            at[int(row["degree"])] = float(row["ms"])
+    return found
+
+
+def predicted(dim, n):
+    q = torch.empty(1, 4, n, dim, device="meta")
+    exact = plan_module.exact_cost(q, (q, q), dim, False, (), "cpu")
+    rest = {g: plan_module.polynomial_cost(q, (q, q), dim, g, False, "cpu") for g in range(1, 5)}
+    return {g: 1e3 * c / plan_module.CPU_RATE for g, c in ({0: exact} | rest).items()}
+
+
+def test_the_plan_takes_what_was_measured_to_be_faster():
+    """Every entry is predicted within a factor of 2.5 (exact: 1.5), and where the measured times of
+    the methods differ by more than 1.6, the faster one is taken."""
+    clear = {True: 0, False: 0}
+    for (dim, n), times in measured().items():
+        model = predicted(dim, n)
+        for degree, ms in times.items():
+            assert 1 / 2.5 < model[degree] / ms < 2.5, (dim, n, degree)
+        if 0 not in times:
+            continue
+        assert 1 / 1.5 < model[0] / times[0] < 1.5
+        for degree in set(times) - {0}:
+            ratio = times[degree] / times[0]
+            if not 1 / 1.6 < ratio < 1.6:
+                assert (model[degree] < model[0]) == (ratio < 1), (dim, n, degree)
+                clear[ratio < 1] += 1
+    assert clear[True] >= 25 and clear[False] >= 10, clear
+
+
+def test_the_readme_tells_the_measured_table():
+    text = (ROOT / "python/sublimate/kronecker_attention/README.md").read_text()
+    table = measured()
+    for dim in (16, 32, 64):
+        for n in (64, 128, 256, 512):
+            row = [f"{table[dim, n][g]:.3g}" if g in table[dim, n] else "" for g in range(5)]
+            assert f"| {dim} | {n} | {' | '.join(row)} |" in text, (dim, n, row)
+
+
 def test_a_tighter_tolerance_takes_a_higher_degree():
     leaves = problem(n=200, dim=4, size=0.2)
     degrees = [choose(*leaves, tol=t).degree for t in (0.3, 1e-3, 1e-4)]
@@ -209,7 +258,9 @@ def test_nothing_given_is_exact():
     assert plan.method == "exact" and plan.reason == "no tolerance was given: exact"
     assert torch.equal(out, kronecker_attention(*leaves, method="exact"))
     _, plan = kronecker_attention(*leaves, method="exact", return_info=True)
-    assert plan.reason == "asked for" and plan.predicted_cost == 2.0 * 2 * 160**3 * 16
+    assert plan.reason == "asked for"
+    _, plan = kronecker_attention(*leaves, method="exact", return_info=True, backend="reference")
+    assert plan.predicted_cost == 2.0 * 2 * 160**3 * 16  # FLOPs: nothing else is known
 
 
 def test_the_plan_of_a_given_degree():

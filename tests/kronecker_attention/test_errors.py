@@ -175,9 +175,12 @@ def test_choose_and_estimate():
 
 
 def test_strassen():
-    for backend in ("cpu", "triton", "cuda"):
-        with pytest.raises(BackendUnavailable, match="strassen_attention is plain PyTorch"):
-            strassen_attention(Q, K, K, V, V, backend=backend)
+    with pytest.raises(BackendUnavailable, match="has no CUDA kernel of its own"):
+        strassen_attention(Q, K, K, V, V, backend="cuda")
+    wide = Q.new_zeros(1, 1, 2, 129)
+    with pytest.raises(BackendUnavailable, match="head dimensions of at most 128, got 129"):
+        strassen_attention(*(wide,) * 5, backend="cpu")
+    assert strassen_attention(*(wide,) * 5).shape == wide.shape
     with pytest.raises(ValueError, match="k1: expected shape"):
         strassen_attention(Q, K[..., :3], K, V, V)
 

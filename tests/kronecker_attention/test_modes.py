@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.kronecker_cases import Variant, gradients, inputs, masks, normal
 from sublimate import kronecker_attention as family
-from sublimate.kronecker_attention import kronecker_attention, ops, polynomial_attention
+from sublimate.kronecker_attention import kronecker_attention, polynomial_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
@@ -39,7 +39,14 @@ def hybrid(*leaves, backend="cpu"):
     )
 
 
-FUNCTIONS = {"exact": exact, "polynomial": polynomial, "hybrid": hybrid}
+def strassen(*leaves, backend="cpu", **options):
+    first, second = MASKS
+    return family.strassen_attention(
+        *leaves, scale=0.3, causal=True, mask1=first, mask2=second, backend=backend, **options
+    )
+
+
+FUNCTIONS = {"exact": exact, "polynomial": polynomial, "hybrid": hybrid, "strassen": strassen}
 
 
 def same(found, due, **tolerance):
@@ -207,7 +214,7 @@ def test_every_op_is_here():
     ]
     assert {n.split("::")[1].split(".")[0] for n in names} == {
         "kronecker_attention_fwd", "kronecker_attention_bwd", "kronecker_polynomial_fwd",
-        "kronecker_polynomial_bwd",
+        "kronecker_polynomial_bwd", "kronecker_strassen_fwd", "kronecker_strassen_bwd",
     }  # fmt: skip
 
 
@@ -243,6 +250,15 @@ def test_opcheck(layout, dtype):
         opcheck(registered.kronecker_attention_bwd, g, *leaves, lse, delta, *tail)
 
 
+@pytest.mark.parametrize("layout", ["by position", "empty"])
+def test_opcheck_strassen(layout):
+    leaves, g = arguments(layout, torch.float32)
+    tail = (*MASKS, 0.4, True, [3, 0], "cpu")
+    opcheck(registered.kronecker_strassen_fwd, *leaves, *tail)
+    out, lse = registered.kronecker_strassen_fwd(*leaves, *tail)
+    opcheck(registered.kronecker_strassen_bwd, g, *leaves, lse, (g * out).sum(-1), *tail)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "by position", "empty"])
 def test_opcheck_polynomial(layout):
     leaves, g = arguments(layout, torch.float32)
@@ -259,16 +275,20 @@ def test_meta_tensors():
     assert out.is_meta and out.shape == (2, 4, 11, 5) and lse.dtype == torch.float32
 
 
-def test_strassen():
-    """Plain PyTorch: every backend gives the reference's result, which other tests hold."""
-    *leaves, g = inputs(V, torch.float64)
-    first, second = MASKS
-    f = lambda *t: family.strassen_attention(  # noqa: E731
-        *t, scale=0.3, causal=True, mask1=first, mask2=second, return_lse=True
-    )
-    out, lse, *_ = gradients(f, leaves, [g])
-    due = family.reference.strassen(*leaves, first, second, scale=0.3, causal=True)
-    same((out, lse), due)
-    assert out.shape == g.shape and (lse == -math.inf).any()
-    assert ops.limits("reference", (300, 300)) == []
-    assert normal((1,), 0, torch.float64).shape == (1,)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_strassen(dtype, calls):
+    """The compiled kernels, by the public function, O, LSE and all gradients; empty rows too."""
+    *leaves, g = inputs(V, dtype)
+    up = [g, normal((2, 4, 11), 9, dtype)]
+    wide = [t.double() for t in leaves]
+    f = partial(strassen, return_lse=True)
+    found = gradients(f, leaves, up)
+    assert calls["kronecker_attention"] == calls["kronecker_attention_backward"] == 1
+    due = gradients(partial(f, backend="reference"), wide, [t.double() for t in up])
+    size = 1e-13 if dtype == torch.float64 else 2e-6
+    for a, b in zip(found, due, strict=True):
+        seen = b.isfinite()  # LSE is -inf for rows without keys
+        assert torch.equal(a[~seen].double(), b[~seen])
+        assert (a.double() - b)[seen].abs().max() <= 20 * size * b[seen].abs().max()
+    assert (found[1] == -math.inf).any() and not found[0][found[1] == -math.inf].any()
+    assert torch.equal(found[0], strassen(*leaves))  # without a graph

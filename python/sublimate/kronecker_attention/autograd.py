@@ -29,7 +29,10 @@ def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
 
 @keep_signature
 class KroneckerAttention(torch.autograd.Function):
-    """(O, LSE) of exact attention of order 3; both have gradients."""
+    """(O, LSE) of exact attention of order 3, or of Strassen's; both have gradients.
+
+    ``form``: "attention" or "strassen", the operator's name.
+    """
 
     vmap = staticmethod(_refuse_vmap)
 
@@ -46,14 +49,17 @@ class KroneckerAttention(torch.autograd.Function):
         causal: bool,
         window: tuple[int, ...],
         backend: str,
+        form: str,
     ) -> tuple[Tensor, Tensor]:
-        return ops.kronecker_attention_fwd(
+        run = ops.kronecker_strassen_fwd if form == "strassen" else ops.kronecker_attention_fwd
+        found: tuple[Tensor, Tensor] = run(
             q, k1, k2, v1, v2, mask1, mask2, scale, causal, window, backend
         )
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.options = inputs[7:]
+        *ctx.options, ctx.form = inputs[7:]
         ctx.save_for_backward(*inputs[:7], *output)
 
     @staticmethod
@@ -62,10 +68,10 @@ class KroneckerAttention(torch.autograd.Function):
         q, k1, k2, v1, v2, mask1, mask2, out, lse = ctx.saved_tensors
         # dS = P (dP - delta): the softmax's own term, and that of LSE, whose derivative is P.
         delta = (dout.to(lse.dtype) * out.to(lse.dtype)).sum(-1) - dlse
-        grads = ops.kronecker_attention_bwd(
-            dout, q, k1, k2, v1, v2, lse, delta, mask1, mask2, *ctx.options
-        )
-        return *grads, *(None,) * 6
+        strassen = ctx.form == "strassen"
+        run = ops.kronecker_strassen_bwd if strassen else ops.kronecker_attention_bwd
+        grads = run(dout, q, k1, k2, v1, v2, lse, delta, mask1, mask2, *ctx.options)
+        return *grads, *(None,) * 7
 
 
 class KroneckerPolynomial(torch.autograd.Function):

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from . import arguments, bounds, methods, ops, plan, reference
+from . import arguments, bounds, methods, ops, plan
 from . import coefficients as polynomials
 from .methods import FAMILY
 from .plan import Plan
@@ -159,14 +159,19 @@ def _planned(
 ) -> Plan:
     """What ``method`` means on this input."""
     width = values[0].shape[-1]
+
+    def exact(bounded: bool) -> float:
+        if not costs:
+            return math.nan
+        name = methods.resolve(backend, q, width)
+        return plan.exact_cost(q, keys, width, bounded, window, name)
+
     if method == "auto" and tol is None:
         if degree is not None:
             raise _checks.fail_value("degree", 'None with method="auto" and no tol', degree)
-        cost = plan.exact_cost(q, keys, width, causal, window) if costs else math.nan
-        return Plan("exact", None, cost, 0.0, None, "no tolerance was given: exact")
+        return Plan("exact", None, exact(causal), 0.0, None, "no tolerance was given: exact")
     if method == "exact":
-        cost = plan.exact_cost(q, keys, width, causal, window) if costs else math.nan
-        return Plan("exact", None, cost, 0.0, None, "asked for")
+        return Plan("exact", None, exact(causal), 0.0, None, "asked for")
     if tol is not None and (method == "auto" or degree is None):
         if torch.compiler.is_compiling():
             raise _checks.fail_value(
@@ -185,7 +190,7 @@ def _planned(
     cost = plan.polynomial_cost(q, keys, width, g, ordered, name) if costs else math.nan
     if method == "hybrid":
         if costs:
-            cost = 2 * cost + plan.exact_cost(q, keys, width, True, window)
+            cost = 2 * cost + exact(True)
         return Plan("hybrid", g, cost, math.inf, None, "asked for")
     bound, estimate = math.inf, None
     if costs or tol is not None:
@@ -370,8 +375,8 @@ def strassen_attention(
         return_lse: also return LSE (B, Hq, N).
 
     Returns:
-        O, or (O, LSE). Plain PyTorch on every device: no compiled backend has a kernel, and one
-        that is named says so. Arguments and errors in the module's docstring.
+        O, or (O, LSE). 2 (D + Dv) N M1 M2 FLOPs a head and O(N) memory beside the inputs, as
+        ``kronecker_attention``. Arguments and errors in the module's docstring.
     """
     keys, values, masks = (k1, k2), (v1, v2), (mask1, mask2)
     arguments.check_tensors(q, keys, values)
@@ -379,14 +384,9 @@ def strassen_attention(
     widths = arguments.check_window(window, 2)
     arguments.check_flags(causal=causal, return_lse=return_lse)
     number = arguments.check_scale(scale, q.shape[-1])
-    requested = _backends.get_backend() if backend is None else backend
-    if _backends._validated(requested, "backend") not in ("auto", "reference"):
-        raise _backends.BackendUnavailable(
-            f"backend {requested!r} of sublimate.{FAMILY} cannot run this call: strassen_attention "
-            "is plain PyTorch. Would work: reference."
-        )
     q, k1, k2, v1, v2 = methods.autocast((q, *keys, *values))
-    out, lse = reference.strassen(
-        q, k1, k2, v1, v2, *masks, scale=number, causal=causal, window=widths
+    chosen = methods.resolve(backend, q, v1.shape[-1])
+    out, lse = methods.exact(
+        q, (k1, k2), (v1, v2), masks, number, causal, widths, chosen, form="strassen"
     )
     return (out, lse) if return_lse else out

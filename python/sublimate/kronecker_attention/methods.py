@@ -74,8 +74,13 @@ def exact(
     causal: bool,
     window: tuple[int, ...],
     backend: str,
+    form: str = "attention",
 ) -> tuple[Tensor, Tensor]:
-    """(O, LSE) by a resolved backend."""
+    """(O, LSE) by a resolved backend; form: "attention", or "strassen" for its logits."""
+    if backend == "reference" and form == "strassen":
+        return reference.strassen(
+            q, *keys, *values, *masks, scale=scale, causal=causal, window=window
+        )
     if backend == "reference":
         return reference.attention_any_order(
             q, keys, values, masks, scale=scale, causal=causal, window=window
@@ -83,9 +88,12 @@ def exact(
     tensors = distinct((q, *keys, *values, *masks))
     everything = (*tensors, scale, causal, window, backend)
     if not _recorded(q, *keys, *values):
-        out, lse = torch.ops.sublimate.kronecker_attention_fwd(*everything)
+        registered = torch.ops.sublimate
+        strassen = form == "strassen"
+        run = registered.kronecker_strassen_fwd if strassen else registered.kronecker_attention_fwd
+        out, lse = run(*everything)
     else:
-        out, lse = KroneckerAttention.apply(*everything)
+        out, lse = KroneckerAttention.apply(*everything, form)
     return out, lse
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,15 @@ _library.define(
 )
 _library.define(
     "kronecker_attention_bwd(Tensor dout, Tensor q, Tensor k1, Tensor k2, Tensor v1, Tensor v2,"
+    " Tensor lse, Tensor delta, Tensor? mask1, Tensor? mask2, float scale, bool causal,"
+    " int[] window, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "kronecker_strassen_fwd(Tensor q, Tensor k1, Tensor k2, Tensor v1, Tensor v2, Tensor? mask1,"
+    " Tensor? mask2, float scale, bool causal, int[] window, str backend) -> (Tensor, Tensor)"
+)
+_library.define(
+    "kronecker_strassen_bwd(Tensor dout, Tensor q, Tensor k1, Tensor k2, Tensor v1, Tensor v2,"
     " Tensor lse, Tensor delta, Tensor? mask1, Tensor? mask2, float scale, bool causal,"
     " int[] window, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
@@ -94,6 +104,7 @@ def _attention_fwd(
     causal: bool,
     window: list[int],
     backend: str,
+    form: str = "kronecker",
 ) -> tuple[Tensor, Tensor]:
     out, lse = _alloc_attention(q, v1)
     if out.numel() == 0:
@@ -113,9 +124,9 @@ def _attention_fwd(
     if backend == "triton":
         from ..kernels.kronecker_attention import fwd
 
-        fwd.attention(*arguments)
+        (fwd.strassen if form == "strassen" else fwd.attention)(*arguments)
     else:
-        native.attention(backend, *arguments)
+        native.attention(backend, *(*arguments, form))
     return out, lse
 
 
@@ -134,6 +145,7 @@ def _attention_bwd(
     causal: bool,
     window: list[int],
     backend: str,
+    form: str = "kronecker",
 ) -> tuple[Tensor, ...]:
     grads = _alloc_gradients(q, k1, k2, v1, v2)
     if dout.numel() == 0 or k1.shape[2] == 0 or k2.shape[2] == 0:
@@ -146,9 +158,9 @@ def _attention_bwd(
     if backend == "triton":
         from ..kernels.kronecker_attention import bwd
 
-        bwd.attention(*arguments)
+        (bwd.strassen if form == "strassen" else bwd.attention)(*arguments)
     else:
-        native.attention_bwd(backend, *arguments)
+        native.attention_bwd(backend, *(*arguments, form))
     return grads
 
 
@@ -216,6 +228,8 @@ def _polynomial_bwd(
 _KEY = "CompositeExplicitAutograd"  # every device; the backend argument says which kernel
 _library.impl("kronecker_attention_fwd", _attention_fwd, _KEY)
 _library.impl("kronecker_attention_bwd", _attention_bwd, _KEY)
+_library.impl("kronecker_strassen_fwd", partial(_attention_fwd, form="strassen"), _KEY)
+_library.impl("kronecker_strassen_bwd", partial(_attention_bwd, form="strassen"), _KEY)
 _library.impl("kronecker_polynomial_fwd", _polynomial_fwd, _KEY)
 _library.impl("kronecker_polynomial_bwd", _polynomial_bwd, _KEY)
 
@@ -225,11 +239,13 @@ def _fake(name: str):  # type: ignore[no-untyped-def]
 
 
 @_fake("kronecker_attention_fwd")
+@_fake("kronecker_strassen_fwd")
 def _(q, k1, k2, v1, v2, mask1, mask2, scale, causal, window, backend):  # type: ignore[no-untyped-def]
     return _alloc_attention(q, v1)
 
 
 @_fake("kronecker_attention_bwd")
+@_fake("kronecker_strassen_bwd")
 def _(  # type: ignore[no-untyped-def]
     dout, q, k1, k2, v1, v2, lse, delta, mask1, mask2, scale, causal, window, backend
 ):
@@ -261,6 +277,8 @@ def _refuse_vmap(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
 for _op in (
     "kronecker_attention_fwd",
     "kronecker_attention_bwd",
+    "kronecker_strassen_fwd",
+    "kronecker_strassen_bwd",
     "kronecker_polynomial_fwd",
     "kronecker_polynomial_bwd",
 ):

@@ -14,9 +14,41 @@ from . import coefficients as polynomials
 
 Masks = Sequence[Tensor | None]
 
-#: Time of a FLOP of the polynomial kernels by that of the exact one, by backend. All 1: no
-#: break-even has been measured yet, and the counts of FLOPs alone decide.
-EXPENSE = {"cpu": 1.0, "triton": 1.0, "reference": 1.0}
+
+@dataclass(frozen=True)
+class Rates:
+    """What else a forward costs, in FLOPs of the exact kernel that take as long.
+
+    Attributes:
+        exact_call, polynomial_call: a call. tuple: the exponential of one tuple.
+        element: of q, a key or a value, in the polynomial method.
+        sum: one of the r (Dv + 1) sums of a key head. flop: a FLOP of the polynomial kernels.
+    """
+
+    exact_call: float = 0.0
+    polynomial_call: float = 0.0
+    tuple: float = 0.0
+    element: float = 0.0
+    sum: float = 0.0
+    flop: float = 1.0
+
+
+#: FLOPs of the exact CPU kernel in a second, on the machine of the table below.
+CPU_RATE = 213e9
+#: cpu: fitted to bench/kronecker_attention/break_even.csv (two threads of an AMD EPYC, fp32).
+#: The others count FLOPs alone: nothing has been measured on a GPU.
+RATES = {
+    "cpu": Rates(
+        exact_call=0.2e-3 * CPU_RATE,
+        polynomial_call=0.3e-3 * CPU_RATE,
+        tuple=0.08e-9 * CPU_RATE,
+        element=1.0e-9 * CPU_RATE,
+        sum=1.6e-9 * CPU_RATE,
+        flop=CPU_RATE / 174e9,
+    ),
+    "triton": Rates(),
+    "reference": Rates(),
+}
 #: Degrees that are looked at for a tolerance.
 DEGREES = (1, 2, 3, 4, 5, 6)
 #: The estimate is within this factor of the true error in 95 % of cases.
@@ -31,7 +63,8 @@ class Plan:
 
     Attributes:
         method: "exact" or "polynomial". degree: of the polynomial, or None.
-        predicted_cost: FLOPs of a forward of all heads, in units of the exact kernel's.
+        predicted_cost: of a forward of all heads, in FLOPs of the backend's exact kernel that
+            take as long (cpu: by measured times; others: counts of FLOPs).
         bound: largest possible error of an element of the output, infinite if unknown; 0 for exact.
         estimate: relative error of the output estimated from sampled rows, or None.
         reason: why, in words.
@@ -58,22 +91,27 @@ def tuples(n: int, lengths: Sequence[int], causal: bool, window: Sequence[int]) 
 
 
 def exact_cost(
-    q: Tensor, keys: Sequence[Tensor], width: int, causal: bool, window: Sequence[int]
+    q: Tensor, keys: Sequence[Tensor], width: int, causal: bool, window: Sequence[int], backend: str
 ) -> float:
-    """FLOPs of the exact forward: 2 (D + Dv) for each tuple."""
+    """Cost of the exact forward: 2 (D + Dv) FLOPs for each tuple, and its exponential."""
     b, h, n, d = q.shape
-    return 2.0 * (d + width) * b * h * tuples(n, [k.shape[2] for k in keys], causal, window)
+    count = b * h * tuples(n, [k.shape[2] for k in keys], causal, window)
+    rates = RATES[backend]
+    return rates.exact_call + count * (2.0 * (d + width) + rates.tuple)
 
 
 def polynomial_cost(
     q: Tensor, keys: Sequence[Tensor], width: int, degree: int, ordered: bool, backend: str
 ) -> float:
-    """FLOPs of the polynomial forward, 2 r (Dv + 1) a row of each factor, by their expense."""
+    """Cost of the polynomial forward: 2 r (Dv + 1) FLOPs a row of each factor, and the rest."""
     b, h, n, d = q.shape
     shared = keys[0].shape[1]
     rows = h * n + shared * sum(k.shape[2] for k in keys)
-    flops = 2.0 * b * rows * reference.rank(d, degree) * (width + 1)
-    return flops * EXPENSE[backend] * (2.0 if ordered else 1.0)
+    sums = reference.rank(d, degree) * (width + 1)
+    rates = RATES[backend]
+    every = rows * (2.0 * sums * rates.flop + (d + width) * rates.element)
+    every += shared * sums * rates.sum
+    return rates.polynomial_call + b * every * (2.0 if ordered else 1.0)
 
 
 def choose(
@@ -105,7 +143,7 @@ def choose(
         ValueError: ``must``, and no degree reaches the tolerance.
     """
     width = values[0].shape[-1]
-    exact = exact_cost(q, keys, width, causal, window)
+    exact = exact_cost(q, keys, width, causal, window, backend)
     if tol is None:
         return Plan("exact", None, exact, 0.0, None, "no tolerance was given: exact")
     empty = q.numel() == 0 or any(k.shape[2] == 0 for k in keys)
