@@ -4,6 +4,7 @@
 
 #include "kronecker_attention/cpu_factors.h"
 #include "kronecker_attention/cpu_pairs.h"
+#include "kronecker_attention/cpu_prefix.h"
 
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
@@ -143,7 +144,7 @@ template <class T>
 int polynomial_as(const Polynomial& p) {
   if (p.shape.batch * p.shape.heads * p.operands[0].length == 0) return kOk;
   if (!is_bounded(p)) return whole_as<T>(p);
-  return p.sets == 2 ? pairs_as<T>(p) : kUnsupported;
+  return prefers_sums(p, EXPENSE) ? sweep_as<T>(p) : pairs_as<T>(p);
 }
 
 }  // namespace
