@@ -1,6 +1,7 @@
 // Polynomial attention of any order, forward. Without causality every key set enters through the
 // sums of its features, r x (Dv + 1); their product is applied to the features of the queries.
-// Under windows the pairs are few and are visited.
+// Under causality and windows those sums run along the rows; of order 3, pairs that are few are
+// visited instead.
 
 #include "kronecker_attention/cpu_factors.h"
 #include "kronecker_attention/cpu_pairs.h"
