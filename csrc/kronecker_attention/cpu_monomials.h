@@ -158,6 +158,10 @@ class FeatureGradients {
       }
     }
   }
+  // Passes on what the prefixes still hold, where the walk ends before the last feature.
+  void finish() {
+    if (!place_.done()) leave(place_, 0);
+  }
 
  private:
   const A* level(int t) const { return t == 0 ? x_ : prefix_ + t * width_; }

@@ -1,9 +1,11 @@
 // Polynomial attention of any order, forward. Without causality every key set enters through the
 // sums of its features, r x (Dv + 1); their product is applied to the features of the queries.
-// Under windows the pairs are few and are visited.
+// Under causality and windows those sums run along the rows; of order 3, pairs that are few are
+// visited instead.
 
 #include "kronecker_attention/cpu_factors.h"
 #include "kronecker_attention/cpu_pairs.h"
+#include "kronecker_attention/cpu_prefix.h"
 
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
@@ -143,7 +145,7 @@ template <class T>
 int polynomial_as(const Polynomial& p) {
   if (p.shape.batch * p.shape.heads * p.operands[0].length == 0) return kOk;
   if (!is_bounded(p)) return whole_as<T>(p);
-  return p.sets == 2 ? pairs_as<T>(p) : kUnsupported;
+  return prefers_sums(p, EXPENSE) ? sweep_as<T>(p) : pairs_as<T>(p);
 }
 
 }  // namespace

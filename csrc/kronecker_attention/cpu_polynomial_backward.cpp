@@ -5,6 +5,7 @@
 
 #include "kronecker_attention/cpu_factors.h"
 #include "kronecker_attention/cpu_pairs_backward.h"
+#include "kronecker_attention/cpu_prefix_backward.h"
 
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
@@ -237,7 +238,7 @@ template <class T>
 int polynomial_backward_as(const PolynomialBackward& p) {
   if (p.shape.batch * p.shape.kv_heads == 0) return kOk;
   if (!is_bounded(p)) return whole_backward_as<T>(p);
-  return p.sets == 2 ? pairs_backward_as<T>(p) : kUnsupported;
+  return prefers_sums(p, EXPENSE) ? sweep_backward_as<T>(p) : pairs_backward_as<T>(p);
 }
 
 }  // namespace

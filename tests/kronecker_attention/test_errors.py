@@ -11,6 +11,7 @@ from sublimate.kronecker_attention import (
     choose,
     estimated_error,
     kronecker_attention,
+    ops,
     polynomial_attention,
     strassen_attention,
 )
@@ -159,8 +160,10 @@ def test_degrees_and_orders_beyond_the_kernels():
         call(2, degree=14)
     with pytest.raises(BackendUnavailable, match="it has orders 3 to 8, got 9"):
         call(8)
-    with pytest.raises(BackendUnavailable, match="orders 3 to 3 with causality or a window, got 4"):
-        call(3, causal=True)
+    assert ops.limits("triton", (2, 2), 4, ordered=True) == [
+        "orders 3 to 3 with causality or a window, got 4"
+    ]
+    assert ops.limits("cpu", (2, 2), 4, ordered=True) == []
 
 
 def test_choose_and_estimate():

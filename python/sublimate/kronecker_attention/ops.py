@@ -289,7 +289,8 @@ def polynomial_orders(backend: str, ordered: bool = False) -> range:
     """Orders (key sets + 1) of a backend's polynomial; ``ordered``: as of ``limits``."""
     if backend == "reference":
         return range(3, 2**20)
-    return range(3, 4) if ordered else range(3, native.MAX_SETS + 2)
+    bound = 4 if ordered and backend == "triton" else native.MAX_SETS + 2
+    return range(3, bound)
 
 
 def highest_degree(backend: str) -> int:
