@@ -216,12 +216,20 @@ class Sums:
             found.append(a if mask is None else a & mask[:, None])
         return found
 
-    def definition(self, dtype: torch.dtype, sizes: bool = False) -> list[Tensor]:
-        """Every logit at once; sizes: of everything its absolute value, so that nothing cancels."""
+    def definition(
+        self, dtype: torch.dtype, sizes: bool = False, backwards: bool = False
+    ) -> list[Tensor]:
+        """Every logit at once; sizes: of everything its absolute value, so that nothing cancels;
+        backwards: every sum over positions from its other end, so that it is rounded otherwise."""
         allow, sets = self._allowed(), len(self.keys)
+        if backwards:
+            allow = [a.flip(1, 2) for a in allow]
         groups = self.v.heads[0] // self.v.heads[1]
         letters = "jklmn"[:sets]
-        prepare = torch.abs if sizes else torch.clone
+        if backwards:
+            prepare = lambda t: t.flip(2)  # noqa: E731
+        else:
+            prepare = torch.abs if sizes else torch.clone
         c = self.c.to(dtype)
 
         def run(q: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,12 +249,16 @@ class Sums:
 
         leaves = [prepare(t.to(dtype)) for t in (self.q, *self.keys, *self.values)]
         upstream = [prepare(t.to(dtype)) for t in (self.dnumerator, self.ddenominator)]
-        return C.gradients(run, leaves, upstream)
+        found = C.gradients(run, leaves, upstream)
+        return [t.flip(2) for t in found] if backwards else found
 
     def check(self) -> None:
         found = self.kernel()
         truth = self.definition(torch.float64)
-        eager = self.definition(R.accumulator(self.q.dtype))
+        # In float64 the truth is rounded too, over sums of 10^5 terms by more than the kernels: how
+        # much shows in the other order.
+        wide = self.q.dtype == torch.float64
+        eager = self.definition(R.accumulator(self.q.dtype), backwards=wide)
         # A feature is a product of degree factors, each product rounded, in every factor.
         roundings = 1 + self.c.shape[-1] / 2
         sizes = [t * roundings for t in self.definition(torch.float64, sizes=True)]
