@@ -1,19 +1,16 @@
-"""Every CUDA kernel, emulated, once under AddressSanitizer and UndefinedBehaviorSanitizer and once
-under the emulator's data race detector, on small cases against the reference (cases.py).
+"""Every CUDA kernel, emulated, under AddressSanitizer and UndefinedBehaviorSanitizer, on small
+cases against the reference (cases.py).
 
-That the detectors catch what they should is shown by planted faults in tests/cuda_emulator.
+That the sanitizers catch what they should is shown by planted faults in tests/cuda_emulator.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from helpers import native_build
+from helpers.sanitizer_cases import run_cases
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,23 +19,6 @@ pytestmark = [
         native_build.missing_compiler() is not None, reason=str(native_build.missing_compiler())
     ),
 ]
-CASES = Path(__file__).with_name("cases.py")
-
-
-def run_cases(module: Path, *arguments: str, **variables: str) -> int:
-    """Number of cases that agreed; fails with what the sanitizer said."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **variables}
-    done = subprocess.run(
-        [sys.executable, str(CASES), "--emulated", str(module), *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
-    agreed = re.search(r"^(\d+) cases agree$", done.stdout, re.MULTILINE)
-    assert agreed, done.stdout
-    return int(agreed[1])
 
 
 def runtime(name: str) -> str | None:
@@ -61,11 +41,3 @@ def test_address_and_undefined():
         UBSAN_OPTIONS="print_stacktrace=1",
     )
     assert agreed > 460
-
-
-@pytest.mark.parametrize("order", ["forward", "reverse", "random:1"])
-def test_races(order):
-    module = native_build.emulated_module("emulated-race", "-DSUBLIMATE_RACECHECK=ON")
-    stride = () if order == "forward" else ("--stride", "3")
-    agreed = run_cases(module, *stride, SUBLIMATE_EMULATOR_ORDER=order)
-    assert agreed > 150
