@@ -48,8 +48,8 @@ struct SweepBackward : Sweep<T, PolynomialBackward> {
   }
   // Rows of a set's terms that are kept: all for a window, which looks back.
   int64_t kept(int64_t m) const { return this->window(m) > 0 ? this->tiles * SWEPT : SWEPT; }
-  int64_t all_kept() const {
-    return this->before(this->sets, [&](int64_t m) { return kept(m); });
+  int64_t kept_before(int64_t m) const {
+    return this->before(m, [&](int64_t s) { return kept(s); });
   }
   int64_t upstream_size() const { return this->group * this->tiles * SWEPT * this->across; }
   int64_t gradients_size() const {
@@ -60,7 +60,7 @@ struct SweepBackward : Sweep<T, PolynomialBackward> {
     return this->inputs_size() + upstream_size() + Walks<T, PolynomialBackward>::size(*this) +
            gradients_size() + 2 * phi + F * this->group * this->tiles * SWEPT +
            2 * this->tracks_size() +
-           (this->sets * (SWEPT + this->tiles) + SWEPT + all_kept()) * this->state +
+           (this->sets * (SWEPT + this->tiles) + SWEPT + kept_before(this->sets)) * this->state +
            this->factors * F * PARTIAL;
   }
 
@@ -90,11 +90,11 @@ struct SweepBackward : Sweep<T, PolynomialBackward> {
     A* const weighted = dphi + F * all;      // [group, F, rows]: queries' features, weighted
     A* const tracks = weighted + F * this->group * rows;
     A* const back_tracks = tracks + this->tracks_size();
-    A* const sums = back_tracks + this->tracks_size();      // [sets, SWEPT, F, across]
-    A* const carried = sums + sets * SWEPT * state;         // [sets, tiles, F, across]
-    A* const asked = carried + sets * this->tiles * state;  // [SWEPT, F, across]
-    A* const terms = asked + SWEPT * state;                 // of each set: [kept, F, across]
-    A* const partial = terms + all_kept() * state;          // [factors, F, SWEPT, LANES]
+    A* const sums = back_tracks + this->tracks_size();           // [sets, SWEPT, F, across]
+    A* const carried = sums + sets * SWEPT * state;              // [sets, tiles, F, across]
+    A* const asked = carried + sets * this->tiles * state;       // [SWEPT, F, across]
+    A* const terms = asked + SWEPT * state;                      // of each set: [kept, F, across]
+    A* const partial = terms + kept_before(this->sets) * state;  // [factors, F, SWEPT, LANES]
     A* const dvalues = to + (this->d + 1) * all;
     this->load(head, inputs);
     load_upstream(head, upstream);
@@ -206,9 +206,9 @@ struct SweepBackward : Sweep<T, PolynomialBackward> {
  private:
   // Terms of set m, of which the tile from `first` on is in memory (of a window all later ones).
   Backwards<A> backwards(A* terms, int64_t m, int64_t first) const {
-    const int64_t skip = this->before(m, [&](int64_t s) { return kept(s); });
     const int64_t last = this->tiles * SWEPT - 1;
-    return {terms + skip * this->state, kept(m) == SWEPT ? last - first : last, this->across};
+    return {terms + kept_before(m) * this->state, kept(m) == SWEPT ? last - first : last,
+            this->across};
   }
 
   // Of a tile's queries: partial [group, F, SWEPT, LANES] += u times the product of all sums; terms
@@ -218,8 +218,7 @@ struct SweepBackward : Sweep<T, PolynomialBackward> {
     const int64_t across = this->across, state = this->state;
     A* to[MAX_SETS];
     for (int m = 0; m < this->sets; ++m) {
-      const int64_t skip = this->before(m, [&](int64_t s) { return kept(s); });
-      to[m] = terms + (skip + (kept(m) == SWEPT ? 0 : first)) * state;
+      to[m] = terms + (kept_before(m) + (kept(m) == SWEPT ? 0 : first)) * state;
     }
     each_columns<A>(across, [&](int64_t c, auto vectors) __attribute__((always_inline)) {
       constexpr int V = decltype(vectors)::value;

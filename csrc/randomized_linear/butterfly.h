@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/ceil_div.h"
 #include "common/hd.h"
 #include "common/lanes.h"
 
@@ -57,8 +58,7 @@ SUBLIMATE_HD Vector<A> within_register(Vector<A> v) {
 // How many of the `left` stages the next pass takes, so that passes are few and even.
 inline int stages_of_pass(int left) {
   if (left == 0) return 0;
-  const int passes = (left + RADIX - 1) / RADIX;
-  return (left + passes - 1) / passes;
+  return int(ceil_div(left, ceil_div(left, RADIX)));
 }
 
 // Calls pass(integral constant of log) for log in 0 .. RADIX.
@@ -91,8 +91,8 @@ struct Ahead {
   static Ahead spread(const T* x, int64_t count, int64_t steps) {
     if (count <= 0 || steps <= 0) return {};
     const int64_t all = count * int64_t(sizeof(T));
-    const int64_t bytes = ((all + steps - 1) / steps + 63) / 64 * 64;
-    return {reinterpret_cast<const char*>(x), (all + bytes - 1) / bytes, bytes, bytes};
+    const int64_t bytes = ceil_div(ceil_div(all, steps), 64) * 64;
+    return {reinterpret_cast<const char*>(x), ceil_div(all, bytes), bytes, bytes};
   }
   // `columns` elements of each of some rows, a row in a step.
   template <class T>

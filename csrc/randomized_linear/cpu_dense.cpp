@@ -95,8 +95,8 @@ struct Piece {
 
   void run(int64_t first, int outputs, int64_t left, int columns) const {
     const T* x = static_cast<const T*>(p.x) + left;
-    const int tiles = (outputs + tile::ROWS - 1) / tile::ROWS;
-    const int strips = (columns + STRIP<A> - 1) / STRIP<A>;
+    const int tiles = int(ceil_div(outputs, tile::ROWS));
+    const int strips = int(ceil_div(columns, STRIP<A>));
     std::fill_n(sum, int64_t(tiles) * tile::ROWS * strips * STRIP<A>, A(0));
     // Rows of the last tile past those drawn are multiplied but not used.
     std::fill_n(panel, panel_size, A(0));

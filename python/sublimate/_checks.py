@@ -47,7 +47,8 @@ def dense(argument: str, x: Tensor) -> None:
 
 
 def readable(argument: str, x: Tensor) -> None:
-    """A tensor whose values can be looked at; one on "meta" has none."""
+    """A dense tensor whose values can be looked at; one on "meta" has none."""
+    dense(argument, x)
     if x.is_meta:
         raise fail_value(argument, "a tensor with values", "one on the device meta")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import environment
 from sublimate import _native, fewbit
 from sublimate._parity import Measurement
 from sublimate.cli import app
@@ -248,11 +249,7 @@ def test_slug(name, slug):
 
 def test_pytest_collects_the_benchmarks():
     root = Path(run.__file__).parents[2]
-    env = {
-        **os.environ,
-        "BENCH_QUICK": "1",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
+    env = environment(BENCH_QUICK="1")
     command = [
         sys.executable,
         "-m",

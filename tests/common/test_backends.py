@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ import pytest
 import sublimate
 import torch
 from helpers.lanes import counted_calls
+from helpers.processes import environment
 from sublimate import _backends, _native, fewbit
 
 X = torch.linspace(-3, 3, 100)
@@ -69,16 +69,13 @@ print(ran(lambda: fewbit.gelu(x)))
 """
 
 
-def environment(value):
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
-    env["SUBLIMATE_BACKEND"] = value
-    return env
-
-
 def test_environment_variable():
     """Weaker than every other way; read once, at import."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment("reference"), capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT],
+        env=environment(SUBLIMATE_BACKEND="reference"),
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.split() == ["reference", "reference", "cpu", "cpu", "cpu"], done.stderr
 
@@ -86,7 +83,7 @@ def test_environment_variable():
 def test_bad_environment_variable():
     done = subprocess.run(
         [sys.executable, "-c", "import sublimate"],
-        env=environment("gpu"),
+        env=environment(SUBLIMATE_BACKEND="gpu"),
         capture_output=True,
         text=True,
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.processes import environment
 
 LEVELS = ("base", "v3", "v4")
 
@@ -17,8 +17,7 @@ def run(worker: str, folder: Path) -> dict[str, tuple[str, dict[Any, Any]]]:
     """(level in use, results) by the level asked for, of ``python -m helpers.<worker> OUTPUT``."""
     found = {}
     for level in LEVELS:
-        env = dict(os.environ, SUBLIMATE_CPU_ISA=level)
-        env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        env = environment(SUBLIMATE_CPU_ISA=level)
         command = [sys.executable, "-m", f"helpers.{worker}", str(folder / level)]
         process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert process.returncode == 0, f"{level}: {process.stderr[-3000:]}"

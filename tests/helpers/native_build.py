@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "build" / "tests"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
@@ -58,6 +60,10 @@ def missing_compiler() -> str | None:
     if shutil.which(os.environ.get("CXX") or "g++") is None and shutil.which("c++") is None:
         return "no C++ compiler on PATH (install g++)"
     return None if tool("cmake") else "no cmake (pip install cmake ninja)"
+
+
+#: Mark of tests that compile.
+needs_compiler = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
 
 def nvcc() -> str | None:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+
+from helpers.processes import environment
 
 
 def run_cases(cases: Path, report: Path, timeout: float = 300.0) -> dict[str, str]:
@@ -18,10 +19,7 @@ def run_cases(cases: Path, report: Path, timeout: float = 300.0) -> dict[str, st
     Raises:
         AssertionError: the process collected nothing, crashed or ran out of time.
     """
-    env = dict(os.environ)
-    env["TRITON_INTERPRET"] = "1"
-    # The child must find the same packages, whether installed or from a checkout.
-    env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    env = environment(TRITON_INTERPRET="1")
     command = [sys.executable, "-m", "pytest", str(cases), "-q", "--tb=short"]
     command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
     process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers.processes import environment
 
 SCRIPT = """
 import resource, sys, torch
@@ -25,17 +26,11 @@ def run(n: int, restarts: int) -> tuple[float, int, float]:
     """(MB that the peak grew by, clusters, MB that the result tells)."""
     command = [sys.executable, "-c", SCRIPT, str(n), str(restarts)]
     process = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=_environment()
+        command, capture_output=True, text=True, timeout=300, env=environment()
     )
     assert process.returncode == 0, process.stderr[-2000:]
     before, after, clusters, told = map(int, process.stdout.split())
     return (after - before) / 1024, clusters, told / 2**20
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
 
 
 @pytest.mark.slow

@@ -20,9 +20,7 @@ needs_nvcc = [
     pytest.mark.skipif(
         native_build.nvcc() is None, reason="no nvcc on PATH or under CUDA_HOME (CUDA toolkit)"
     ),
-    pytest.mark.skipif(
-        native_build.missing_compiler() is not None, reason=str(native_build.missing_compiler())
-    ),
+    native_build.needs_compiler,
     pytest.mark.skipif(shutil.which("c++filt") is None, reason="no c++filt (install binutils)"),
 ]
 

@@ -18,9 +18,7 @@ from helpers.native_build import BuildFailed
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        native_build.missing_compiler() is not None, reason=str(native_build.missing_compiler())
-    ),
+    native_build.needs_compiler,
 ]
 
 #: What a user's first minutes need, from wherever the package was installed.

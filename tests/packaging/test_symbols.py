@@ -28,9 +28,7 @@ pytestmark = [
         platform.machine() not in ("x86_64", "AMD64"),
         reason="instruction-set levels exist on x86-64 only",
     ),
-    pytest.mark.skipif(
-        native_build.missing_compiler() is not None, reason=str(native_build.missing_compiler())
-    ),
+    native_build.needs_compiler,
     pytest.mark.skipif(
         not (shutil.which("nm") and shutil.which("objdump")), reason="no nm (install binutils)"
     ),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sublimate
 import torch
+from helpers.lanes import counted_calls
 from reliability.table import Arguments, Entry
-from sublimate import _native
 from sublimate.path_integral.chunks import NO_PATH
 from torch import Tensor
 
@@ -47,18 +47,6 @@ def describe(value: Any) -> str:
     return repr(value)[:80]
 
 
-_launched = Counter[str]()
-_call = _native.Library.call
-
-
-def _counted(self: _native.Library, op: str, *arguments: Any) -> None:
-    _launched[op] += 1
-    _call(self, op, *arguments)
-
-
-_native.Library.call = _counted  # type: ignore[method-assign]
-
-
 def _place(error: BaseException) -> tuple[str, bool]:
     """Last line of ours that an error passed, and whether it came from the caller's model."""
     last, inside = "", False
@@ -81,12 +69,12 @@ def judge(entry: Entry, arguments: Arguments) -> str:
     Raises:
         Fault: another exception, a kernel that ran before a refusal, or a wrong answer.
     """
-    before = _launched.total()
     torch.manual_seed(0)
     try:
-        result = entry.call(**arguments)
+        with pytest.MonkeyPatch.context() as patch, counted_calls(patch) as launched:
+            result = entry.call(**arguments)
     except REFUSALS as error:
-        if entry.early and _launched.total() != before:
+        if entry.early and launched:
             raise Fault(
                 entry, f"a kernel ran before {error!r}", _place(error)[0], arguments
             ) from error

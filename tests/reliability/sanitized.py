@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, for helpers
 
 from helpers import native_build
+from helpers.sanitizers import ADDRESS, runtimes
 
 
 def main() -> int:
@@ -27,15 +28,13 @@ def main() -> int:
         )  # fmt: skip
         native_build.build(folder, "_C")
     file = folder / f"_C{native_build.SUFFIX}"
-    compiler = os.environ.get("CXX", "g++")
-    runtimes = [
-        native_build.run([compiler, f"-print-file-name={name}"]).strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
+    preload = runtimes(*ADDRESS)
+    if preload is None:
+        sys.exit("the compiler has no sanitizer runtimes (install libasan and libubsan)")
     env = {
         **os.environ,
         # What Python keeps until its end is no leak of ours; torch fills memory on purpose.
-        "LD_PRELOAD": ":".join(runtimes),
+        "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

@@ -6,28 +6,21 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 
 import pytest
 import torch
 from helpers.kernel_calls import CALLS, KERNELS
-from sublimate import _native, fewbit
+from helpers.lanes import counted_calls
+from helpers.processes import at_once, environment
+from sublimate import fewbit
 
 
 @pytest.fixture(scope="module")
 def due():
     """Every call's result, and that every kernel ran."""
-    ran = set()
-    call = _native.Library.call
-
-    def recorded(self, op, *arguments):
-        ran.add(op)
-        call(self, op, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_native.Library, "call", recorded)
+    with pytest.MonkeyPatch.context() as patch, counted_calls(patch) as counts:
         found = {name: kernel() for name, kernel in CALLS.items()}
-    assert ran == set(KERNELS)
+    assert set(counts) - {"cpu"} == set(KERNELS)
     return found
 
 
@@ -57,17 +50,8 @@ def test_repeated_runs_give_the_same_bits(due):
 
 
 def test_many_callers_at_once(due):
-    results, start = [], threading.Barrier(4)
-
-    def work():
-        start.wait()
-        results.append(everything())
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = []
+    at_once(lambda i: results.append(everything()), 4)
     assert len(results) == 4
     for found in results:
         assert differing(found, due) == []
@@ -111,10 +95,9 @@ if __name__ == "__main__":
 
 
 def run(script, *arguments, timeout=120, **variables):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **variables}
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments], env=env, capture_output=True,
-        text=True, timeout=timeout,
+        [sys.executable, "-c", textwrap.dedent(script), *arguments], env=environment(**variables),
+        capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
 
 
@@ -156,10 +139,9 @@ def test_another_process_gives_the_same_bits(method, tmp_path):
         pytest.skip("needs os.fork (Linux, macOS)")
     file = tmp_path / "script.py"  # spawn imports the main module again
     file.write_text(SCRIPT)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
-        [sys.executable, str(file), method, ",".join(FORKED)], env=env, capture_output=True,
-        text=True, timeout=180,
+        [sys.executable, str(file), method, ",".join(FORKED)], env=environment(),
+        capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.stdout == "agree\n", done.stderr[-3000:]
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import pytest
 from helpers import native_build
-from helpers.sanitizer_cases import run_cases
+from helpers.sanitizers import run_cases
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.lane("emulator"),
-    pytest.mark.skipif(
-        native_build.missing_compiler() is not None, reason=str(native_build.missing_compiler())
-    ),
+    native_build.needs_compiler,
 ]
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from helpers import native_build
 from helpers.kernel_calls import KERNELS
+from helpers.processes import environment
+from helpers.sanitizers import runtimes
 
 CASES = Path(__file__).with_name("thread_cases.py")
 NAME = "tsan"
@@ -40,16 +42,14 @@ def folder():
 
 
 def run(folder, *arguments):
-    runtime = native_build.run([os.environ.get("CXX", "g++"), "-print-file-name=libtsan.so"])
-    if not os.path.isabs(runtime.strip()):
+    preload = runtimes("libtsan.so")
+    if preload is None:
         pytest.skip("the compiler has no ThreadSanitizer runtime (install libtsan)")
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "LD_PRELOAD": runtime.strip(),
+    env = environment(
+        LD_PRELOAD=preload,
         # Of Python and torch only what synchronises counts: they are not instrumented.
-        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 exitcode=66",
-    }
+        TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66",
+    )
     command = [sys.executable, str(CASES), str(folder), *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=560)
 

@@ -15,31 +15,15 @@ import ctypes
 import importlib.util
 import sys
 import sysconfig
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, for helpers
+
+from helpers.processes import at_once
+
 CALLERS = 3
-
-
-def at_once(function: Callable[[int], None]) -> None:
-    """Runs function(i) in CALLERS threads that start together; raises what one of them raised."""
-    start, errors = threading.Barrier(CALLERS), []
-
-    def work(i: int) -> None:
-        try:
-            start.wait()
-            function(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(CALLERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def planted(file: Path, name: str) -> None:
@@ -47,9 +31,9 @@ def planted(file: Path, name: str) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if name == "between_calls":
-        at_once(lambda i: module.between_calls(2_000_000))
+        at_once(lambda i: module.between_calls(2_000_000), CALLERS)
     else:
-        at_once(lambda i: getattr(module, name)(2))
+        at_once(lambda i: getattr(module, name)(2), CALLERS)
 
 
 def main() -> None:
@@ -64,26 +48,29 @@ def main() -> None:
         return
 
     import torch
-    from sublimate import _native
-
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/, for helpers
     from helpers.kernel_calls import CALLS, KERNELS
+    from helpers.lanes import counted_calls
+    from sublimate import _native
 
     torch.set_num_threads(2)
     file = options.folder / f"_C{suffix}"
     _native.CPU = _native.Library("sublimate._C", "cpu", file=file)
     regions = ctypes.c_long.in_dll(ctypes.CDLL(str(file)), "sublimate_parallel_regions")
-    ran: set[str] = set()
-    call = _native.Library.call
+    with pytest.MonkeyPatch.context() as patch, counted_calls(patch) as counts:
+        alone = repeated(CALLS, regions, options.only)
+    ran = set(KERNELS) & set(counts)
+    missing = set(KERNELS) - ran
+    assert options.only or not missing, f"never ran: {sorted(missing)}"
+    print(f"{len(ran)} kernels, {regions.value} parallel regions; without one: {alone}")
 
-    def recorded(self, op, *arguments):
-        ran.add(op)
-        call(self, op, *arguments)
 
-    _native.Library.call = recorded
+def repeated(calls, regions, only):
+    """Repeats every call by several threads; the names of those that had no parallel region."""
+    import torch
+
     alone = []
-    for name, kernel in CALLS.items():
-        if not name.startswith(options.only):
+    for name, kernel in calls.items():
+        if not name.startswith(only):
             continue
         before = regions.value
         truth = kernel()
@@ -94,11 +81,9 @@ def main() -> None:
             for mine, its in zip(kernel(), truth, strict=True):
                 assert torch.equal(mine, its), f"{name}: caller {i} got other bits"
 
-        at_once(again)
+        at_once(again, CALLERS)
         print(name, flush=True)
-    missing = set(KERNELS) - ran
-    assert options.only or not missing, f"never ran: {sorted(missing)}"
-    print(f"{len(ran)} kernels, {regions.value} parallel regions; without one: {alone}")
+    return alone
 
 
 if __name__ == "__main__":

@@ -98,8 +98,7 @@ def _check_common(
             raise _checks.fail_type("codebook", "a sublimate.fewbit.Codebook or None", codebook)
         if codebook.bits != bits:
             raise _checks.fail_value("codebook", f"a codebook of bits={bits}", f"{codebook.bits}")
-    if not isinstance(stochastic, bool):
-        raise _checks.fail_type("stochastic", "a bool", stochastic)
+    _checks.flags(stochastic=stochastic)
     _checks.seed("seed", seed)
     if seed is not None and not stochastic:
         raise _checks.fail_value("seed", "None unless stochastic=True", seed)

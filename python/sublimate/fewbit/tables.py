@@ -32,7 +32,6 @@ def check_bits(bits: Any) -> int:
 
 def _vector(name: str, value: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(value, Tensor):
-        _checks.dense(name, value)
         _checks.readable(name, value)
     try:
         tensor = torch.as_tensor(value).detach().cpu()

@@ -128,9 +128,3 @@ def check_tolerance(tol: Any) -> None:
         _checks.number("tol", tol)
         if tol <= 0:
             raise _checks.fail_value("tol", "a number > 0 or None", tol)
-
-
-def check_flags(**flags: Any) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise _checks.fail_type(name, "a bool", value)

@@ -189,7 +189,7 @@ def certificate(
     arguments.check_lists(keys, keys)
     arguments.check_tensors(q, keys, keys, listed=True)
     _checks.integer_between("degree", degree, 1, arguments.HIGHEST_DEGREE)
-    arguments.check_flags(causal=causal)
+    _checks.flags(causal=causal)
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     if masks is not None:
         arguments.check_masks(masks, keys, listed=True)
@@ -340,7 +340,7 @@ def estimated_error(
     arguments.check_lists(keys, values)
     arguments.check_tensors(q, keys, values, listed=True)
     _checks.integer_between("degree", degree, 1, arguments.HIGHEST_DEGREE)
-    arguments.check_flags(causal=causal)
+    _checks.flags(causal=causal)
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     _checks.integer_between("rows", rows, 1, 2**20)
     if masks is not None:

@@ -100,7 +100,7 @@ def kronecker_attention(
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     arguments.check_degree(degree)
     arguments.check_tolerance(tol)
-    arguments.check_flags(causal=causal, return_lse=return_lse, return_info=return_info)
+    _checks.flags(causal=causal, return_lse=return_lse, return_info=return_info)
     number = arguments.check_scale(scale, q.shape[-1])
     if return_info and torch.compiler.is_compiling():
         raise _checks.fail_value("return_info", "False under torch.compile", True)
@@ -290,7 +290,7 @@ def choose(
     if tol is None:
         raise _checks.fail_type("tol", "a number > 0", tol)
     arguments.check_tolerance(tol)
-    arguments.check_flags(causal=causal)
+    _checks.flags(causal=causal)
     _checks.integer_between("rows", rows, 1, 2**20)
     number = arguments.check_scale(scale, q.shape[-1])
     return _choose(
@@ -341,7 +341,7 @@ def polynomial_attention(
     if degree is None:
         raise _checks.fail_type("degree", f"an int from 1 to {arguments.HIGHEST_DEGREE}", degree)
     arguments.check_degree(degree)
-    arguments.check_flags(causal=causal, return_lse=return_lse)
+    _checks.flags(causal=causal, return_lse=return_lse)
     number = arguments.check_scale(scale, q.shape[-1])
     q, *rest = methods.autocast((q, *keys, *values))
     keys, values = rest[: len(keys)], rest[len(keys) :]
@@ -382,7 +382,7 @@ def strassen_attention(
     arguments.check_tensors(q, keys, values)
     arguments.check_masks(masks, keys)
     widths = arguments.check_window(window, 2)
-    arguments.check_flags(causal=causal, return_lse=return_lse)
+    _checks.flags(causal=causal, return_lse=return_lse)
     number = arguments.check_scale(scale, q.shape[-1])
     q, k1, k2, v1, v2 = methods.autocast((q, *keys, *values))
     chosen = methods.resolve(backend, q, v1.shape[-1])

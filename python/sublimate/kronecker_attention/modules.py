@@ -71,7 +71,7 @@ class KroneckerAttention(nn.Module):
             raise _checks.fail_value("kv_heads", f"a divisor of num_heads, {num_heads}", kv_heads)
         _checks.integer_between("order", order, 3, 8)
         arguments.check_window(window, order - 1)
-        arguments.check_flags(causal=causal, qk_norm=qk_norm, bias=bias)
+        _checks.flags(causal=causal, qk_norm=qk_norm, bias=bias)
         _checks.one_of("method", method, arguments.METHODS)
         _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
         arguments.check_degree(degree)

@@ -104,7 +104,6 @@ def offsets(value: Any, x: Tensor) -> list[int] | None:
     if x.dim() != 2:
         raise _checks.fail_value("offsets", "None for features of shape (B, n, d)", "offsets")
     if isinstance(value, Tensor):
-        _checks.dense("offsets", value)
         _checks.readable("offsets", value)
         if value.dtype not in INTEGERS or value.dim() != 1:
             raise _checks.fail_kind(

@@ -98,8 +98,7 @@ def dense_multicut(
     batch = arguments.checked(features, alpha, weights, negative_dims, offsets, tensor=False)
     solver_options(method, refine, restarts)
     arguments.must_link(must_link, features, batch)
-    if not isinstance(return_info, bool):
-        raise _checks.fail_type("return_info", "a bool", return_info)
+    _checks.flags(return_info=return_info)
     if group is not None and not hasattr(group, "rank"):
         raise _checks.fail_type("group", "a torch.distributed.ProcessGroup or None", group)
     chosen = _backends.resolve("multicut", backend, features)

@@ -70,8 +70,7 @@ def gaec_graph(
     loops = (edges[:, 0] == edges[:, 1]).nonzero()
     if len(loops):
         raise _checks.fail_value("edges", "two different ends", edges[loops[0, 0]].tolist())
-    if not isinstance(return_merges, bool):
-        raise _checks.fail_type("return_merges", "a bool", return_merges)
+    _checks.flags(return_merges=return_merges)
     host = costs.detach().cpu().double().contiguous()
     chosen = _graph_backend(backend, host)
     labels, merges, gains, count = ops.multicut_gaec_graph(

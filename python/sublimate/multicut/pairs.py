@@ -56,8 +56,7 @@ def assign(
     arguments.weights("weights", weights, features)
     arguments.weights("new_weights", new_weights, new_features)
     _checks.integer_between("negative_dims", negative_dims, 0, features.shape[-1])
-    if not isinstance(reject, bool):
-        raise _checks.fail_type("reject", "a bool", reject)
+    _checks.flags(reject=reject)
     if features.shape[0] == 0 and new_features.shape[0] > 0:
         raise _checks.fail_value("features", "at least one node to be assigned to", 0)
     chosen = _backends.resolve("multicut", backend, features)
@@ -139,8 +138,7 @@ def inner_product_topk(
     arguments.weights("weights", weights, features)
     d = features.shape[-1]
     _checks.integer_between("negative_dims", negative_dims, 0, d)
-    if not isinstance(exclude_self, bool):
-        raise _checks.fail_type("exclude_self", "a bool", exclude_self)
+    _checks.flags(exclude_self=exclude_self)
     columns = features
     if other is not None:
         arguments.features("other", other)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import dense, fail_kind, fail_type, readable
+from .._checks import fail_kind, fail_type, readable
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 
@@ -105,7 +105,6 @@ def check_inputs(inputs: Any) -> tuple[Tensor, ...]:
                 "a floating or complex tensor (for token ids use LayerIntegratedGradients)",
                 str(x.dtype),
             )
-        dense(name, x)
         readable(name, x)
         if x.dim() == 0:
             raise fail_value(name, "a batch dimension first", "a 0-dim tensor")
@@ -170,7 +169,6 @@ def flat_baselines(
         if b is None:
             b = 0
         if isinstance(b, Tensor):
-            dense(which, b)
             readable(which, b)
         if isinstance(b, Tensor) and b.dim() > 0:
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
@@ -217,7 +215,6 @@ def _one_target(target: Any, batch: int, name: str) -> Index | None:
             raise fail_value(name, "a tuple of ints", target)
         return target
     if isinstance(target, Tensor):
-        dense(name, target)
         readable(name, target)
         if target.dtype not in _INTEGERS:
             raise fail_kind(name, "an integer tensor", str(target.dtype))

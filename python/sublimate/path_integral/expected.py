@@ -36,7 +36,6 @@ def flat_references(references: Any, problem: Problem, inputs: Any) -> tuple[Ten
     for r, s, x in zip(given, problem.layout, problem.x, strict=True):
         if not isinstance(r, Tensor):
             raise fail_type("references", "a tensor [R, ...] for each input, or a callable", r)
-        _checks.dense("references", r)
         _checks.readable("references", r)
         if r.dim() == 0 or r.shape[1:] != s.shape or r.shape[0] == 0:
             raise fail_value("references", f"shape (R, {', '.join(map(str, s.shape))}) with R >= 1",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _backends
-from .._checks import dense, fail_type, flags, integer_between, one_of, readable
+from .._checks import fail_type, flags, integer_between, one_of, readable
 from . import quadrature
 from .adaptive import adaptive
 from .arguments import Forward, Target, as_tuple, check_inputs, fail_value, spaces
@@ -154,7 +154,6 @@ def layer_integrated_gradients(
         compat_trapezoid=compat_trapezoid,
     )  # fmt: skip
     for t in given:
-        dense("inputs", t)
         readable("inputs", t)
     if not len(given[0]):
         raise fail_value("inputs", "at least one sample", tuple(given[0].shape))
@@ -206,7 +205,6 @@ def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     found = []
     for b, x in zip(chosen, given, strict=True):
         if isinstance(b, Tensor):
-            dense("baselines", b)
             readable("baselines", b)
         if isinstance(b, Tensor) and b.dim() > 0:
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._checks import dense, fail_kind, fail_type, flags, number, one_of, readable
+from .._checks import fail_kind, fail_type, flags, number, one_of, readable
 from .arguments import fail_value
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ _MAPS = {"all": "RdBu_r", "positive": "Reds", "negative": "Blues", "absolute": "
 
 
 def _check_numbers(name: str, t: Tensor) -> None:
-    dense(name, t)
     readable(name, t)
     if t.is_complex() or t.is_quantized:
         raise fail_kind(name, "a tensor of real numbers", str(t.dtype))

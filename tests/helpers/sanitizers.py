@@ -1,0 +1,40 @@
+"""Sanitizers' runtimes for processes that are not instrumented themselves, and what runs there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers.native_build import ROOT
+from helpers.native_build import run as output_of
+from helpers.processes import environment
+
+CASES = ROOT / "tests" / "sanitizers" / "cases.py"
+#: AddressSanitizer and UndefinedBehaviorSanitizer, and what their reports call.
+ADDRESS = ("libasan.so", "libubsan.so", "libstdc++.so")
+
+
+def runtimes(*names: str) -> str | None:
+    """LD_PRELOAD of a process that loads instrumented modules; None if the compiler lacks one."""
+    compiler = os.environ.get("CXX", "g++")
+    paths = [output_of([compiler, f"-print-file-name={name}"]).strip() for name in names]
+    return ":".join(paths) if all(map(os.path.isabs, paths)) else None
+
+
+def run_cases(module: Path, *arguments: str, **variables: str) -> int:
+    """Number of the small calls of every CUDA kernel, emulated, that agreed in a process of their
+    own; fails with what the sanitizer said."""
+    done = subprocess.run(
+        [sys.executable, str(CASES), "--emulated", str(module), *arguments],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    agreed = re.search(r"^(\d+) cases agree$", done.stdout, re.MULTILINE)
+    assert agreed, done.stdout
+    return int(agreed[1])
