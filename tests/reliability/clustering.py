@@ -18,7 +18,7 @@ METHODS = ("auto", "star", "average", "reciprocal", "gaec", "lazy")
 
 
 def _weights(draw: Draw, shape: list[int], dtype: torch.dtype) -> Tensor:
-    # Powers of two, so that division by weights rounds nothing either.
+    # Powers of two, so that division by weights rounds nothing either (nor do roots of alpha).
     return 2 ** torch.randint(3, shape, generator=torch.Generator().manual_seed(3)).to(dtype)
 
 
@@ -88,7 +88,7 @@ def _loss(draw: Draw) -> Arguments:
 @entry("multicut.inner_product_topk", multicut.inner_product_topk)
 def _topk(draw: Draw) -> Arguments:
     arguments, nodes = _features(draw)
-    arguments.update(k=V.one(draw, 1, 2, 5, 40), alpha=V.one(draw, 0.0, 2.0),
+    arguments.update(k=V.one(draw, 1, 2, 5, 40), alpha=V.one(draw, 0.0, 4.0),
                      exclude_self=draw(st.booleans()))  # fmt: skip
     features = arguments["features"]
     if draw(st.booleans()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from sublimate import fewbit, memory, multicut
@@ -13,6 +15,7 @@ from torch import nn
 X = torch.ones(2, 3)
 SEVERAL = torch.zeros(2)
 NESTED = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+QUANTIZED = torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)
 HUGE = 10**400
 
 
@@ -81,6 +84,34 @@ REFUSED = {
         ValueError,
     ),
     "method": (lambda: pi.NoiseTunnel(3), TypeError),
+    "sigma": (lambda: pi.blurred(torch.ones(1, 1, 4, 4), math.inf), ValueError),
+    "image": (lambda: pi.blurred(NESTED), TypeError),
+    "l2": (lambda: pi.igos(scores, torch.ones(1, 1, 4, 4), l2=1e300), ValueError),
+    "tol": (lambda: pi.integrated_gradients(scores, X, tol=SEVERAL), TypeError),
+    "alpha of a plot": (lambda: pi.plot(X, image=X, alpha=torch.ones(())), TypeError),
+    "nothing to plot": (lambda: pi.plot_series(None), TypeError),
+    "no layer": (lambda: pi.norm_grad(scores, X, layer=()), ValueError),
+    "nested argument": (
+        lambda: pi.smooth_grad(scores, X, additional_forward_args=NESTED), TypeError
+    ),
+    "abs": (lambda: pi.Saliency(scores).attribute(X, abs=SEVERAL), TypeError),
+    "baseline beyond 64 bits": (
+        lambda: pi.integrated_gradients(scores, X, -(2**63) - 1), ValueError
+    ),
+    "quantized stdev": (lambda: pi.smooth_grad(scores, X, stdev=QUANTIZED), TypeError),
+    "nested alpha": (lambda: multicut.objective(X, torch.zeros(2).long(), NESTED), TypeError),
+    "groups": (lambda: rl.Conv2d(1, 2, groups=SEVERAL), TypeError),
+    "kernel_size": (lambda: rl.Conv2d(1, 2, 2**62), ValueError),
+    "include": (lambda: rl.convert(nn.Linear(3, 2), include=NESTED), TypeError),
+    "sparse batches": (
+        lambda: rl.noise_report(nn.Linear(3, 1), 2 * [torch.eye(3).to_sparse_csr()],
+                                loss=lambda m, x: m(x).sum()), TypeError
+    ),
+    "decode without values": (
+        lambda: fewbit.fit_codebook("relu", 1).decode(X.to("meta")), ValueError
+    ),
+    "lambd": (lambda: fewbit.softshrink(X, math.inf), ValueError),
+    "mean": (lambda: fewbit.fit_codebook("gelu", 2, mean=HUGE), ValueError),
 }  # fmt: skip
 
 
@@ -101,6 +132,24 @@ ANSWERED = {
     "no features": lambda: rl.linear(
         torch.ones(2, 0), torch.ones(3, 0, requires_grad=True), seed=0
     ),
+    "no outputs": lambda: torch.autograd.grad(
+        rl.linear(X, w := torch.ones(0, 3, requires_grad=True), seed=0).sum(), w
+    )[0],
+    "large scale": lambda: rl.hadamard_transform(X, 2**64, backend="reference"),
+    "large int for alpha": lambda: multicut.objective(X, torch.zeros(2).long(), -(2**63) - 1),
+    "bounds that fp16 does not hold": lambda: fewbit.hardtanh(
+        X.half(), -1e6, 0.5, backend="reference"
+    ),
+    "conjugate inputs": lambda: pi.integrated_gradients(
+        lambda x: x.abs().sum(1), (X * 1j).conj() + 1
+    ),
+    # One bit of relu's derivative loses nothing: chance has nothing to choose.
+    "stochastic code of an exact function": lambda: torch.autograd.grad(
+        fewbit.activation(
+            x := torch.ones(3, requires_grad=True), fewbit.fit_codebook("relu", 1), stochastic=True
+        ).sum(),
+        x,
+    )[0],
     "no batch, attention": lambda: ka.kronecker_attention(
         *(torch.ones(0, 2, 5, 4) for _ in range(5)), method="polynomial", backend="reference"
     ),
@@ -110,6 +159,22 @@ ANSWERED = {
 @pytest.mark.parametrize("name", ANSWERED)
 def test_answered(name):
     assert bool(ANSWERED[name]().isfinite().all())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_path_points_of_strided_inputs(backend):
+    """The reference's points followed the inputs' strides, and could not be viewed as samples."""
+    for x in (torch.randn(3, 4).t(), torch.randn(1, 4, 2, 3).permute(3, 0, 1, 2)):
+        for call in (
+            lambda x: pi.integrated_gradients(scores, x, n_steps=3, backend=backend),
+            lambda x: pi.smooth_grad(scores, x, n_samples=3, seed=1, backend=backend),
+            lambda x: pi.integrated_hessian(scores, x, n_steps=2, backend=backend),
+        ):
+            torch.testing.assert_close(call(x), call(x.contiguous()))
+    x = torch.randn(1, 5, 4, 2).permute(3, 0, 2, 1)
+    of = [pi.igos(scores, t, size=3, iterations=1, n_steps=2, create_graph=True, backend=backend)
+          for t in (x, x.contiguous())]  # fmt: skip
+    torch.testing.assert_close(of[0].masks, of[1].masks)
 
 
 def test_a_saved_builtin_without_its_name():

@@ -112,6 +112,8 @@ def check_parameters(name: str, params: tuple[float, ...], x: Tensor) -> None:
     for (argument, _), value in zip(reference.FUNCTIONS[name].params, params, strict=True):
         if largest < abs(value) < math.inf:
             raise _checks.fail_value(argument, f"a number that {x.dtype} holds", value)
+    if name == "softshrink" and params[0] > torch.finfo(x.dtype).max:  # torch's own rule
+        raise _checks.fail_value("lambd", f"a finite number that {x.dtype} holds", params[0])
 
 
 def _seed_tensor(seed: int | Tensor | None, x: Tensor) -> Tensor:
@@ -159,6 +161,9 @@ def apply_tables(
     function = reference.FUNCTIONS[name]
     borders, codes, levels = tables
     if backend == "reference":
+        # What fp16 does not hold is infinite there; torch's scalars would overflow.
+        largest = torch.finfo(x.dtype).max
+        params = tuple(math.copysign(math.inf, p) if abs(p) > largest else p for p in params)
         if not wants_gradient(x):
             return function.forward(x, *params)
         decide = function.predicate
@@ -205,7 +210,8 @@ def _call(
         if stochastic:
             _covers(codebook)
         tables = codebook_tables(codebook, x.device, accumulator(x.dtype))
-    needed = stochastic and wants_gradient(x)
+    # f' of an exact function is one of its levels: chance has nothing to round.
+    needed = stochastic and not exact and wants_gradient(x)
     return apply_tables(
         name, x, params, tables, bits, _seed_tensor(seed, x) if needed else None, chosen
     )

@@ -131,6 +131,7 @@ class IntervalCode:
 
     def _decode(self, x: Tensor, table: Tensor) -> Tensor:
         _checks.floating_tensor("x", x)
+        _checks.readable("x", x)
         code = encode(x, self.borders.to(x.device), self.codes.to(x.device))
         return table.to(x.device, accumulator(x.dtype))[code]
 
@@ -157,7 +158,7 @@ class IntervalCode:
                 f"data of a {cls.__name__} must have known keys, got missing {sorted(missing)}, "
                 f"unknown {sorted(unknown)}"
             )
-        return cls(**{**data, "params": tuple(data.get("params", ()))})
+        return cls(**data)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

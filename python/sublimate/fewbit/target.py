@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .quantiser import Array, Field, merge_ties
 from .reference import FUNCTIONS, Function
 
@@ -83,6 +84,8 @@ def resolve(fn: str | Callable[..., Any], params: tuple[float, ...] | None) -> T
 
     A callable that is the forward of a built-in function counts as its name.
     """
+    if not (params is None or isinstance(params, (tuple, list))):
+        raise TypeError(f"params must be a tuple of numbers, got {type(params).__name__}")
     if not isinstance(fn, str):
         fn = next((f.name for f in FUNCTIONS.values() if f.forward is fn), fn)
     if isinstance(fn, str):
@@ -134,6 +137,8 @@ class Density:
 def _finite(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if isinstance(value, int):
+        _checks.number(name, value)
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
@@ -180,7 +185,7 @@ def _measured(samples: Any) -> Density:
         given = torch.as_tensor(samples).detach().reshape(-1)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"samples must be a tensor or array of numbers, got: {error}") from error
-    if given.is_complex() or given.dtype == torch.bool:
+    if given.is_complex() or given.is_quantized or given.dtype == torch.bool:
         raise TypeError(f"samples must be real numbers, got {given.dtype}")
     total = given.numel()
     if total > _SAMPLES:

@@ -44,6 +44,7 @@ def features(argument: str, x: Any, *, batches: bool = True) -> None:
 def number(argument: str, value: Any, *, tensor: bool = False) -> None:
     """A finite int or float; with ``tensor`` also a floating tensor of one element."""
     if tensor and isinstance(value, Tensor):
+        _checks.readable(argument, value)
         if value.numel() != 1 or not value.is_floating_point():
             raise _checks.fail_kind(
                 argument,
@@ -51,7 +52,6 @@ def number(argument: str, value: Any, *, tensor: bool = False) -> None:
                 f"{value.dtype} of shape {tuple(value.shape)}",
             )
         _checks.floating_tensor(argument, value)
-        _checks.readable(argument, value)
         finite(argument, value.detach())
         return
     _checks.number(argument, value)

@@ -92,6 +92,8 @@ def cut_cost(
     )
     if isinstance(alpha, Tensor):
         alpha = alpha.reshape(()).to(sums.device, torch.float64)
+    else:
+        alpha = float(alpha)
     sign = signature(d, negative_dims, x.device)
     own = (sums.square() * sign).sum(1) - alpha * sizes.square()
     kept = ClusterSums.apply(own.unsqueeze(1), clusters.instance, batch.size, backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import integer_between
+from .._checks import integer_between, number
 from . import quadrature
 from .arguments import fail_value
 from .chunks import Limits, Problem, run_halving
@@ -18,6 +18,7 @@ def check(problem: Problem, tol: float, max_steps: int | None) -> int:
     """The largest rule; raises ValueError if rounding alone is more than ``tol``."""
     most = _MAX_STEPS if max_steps is None else max_steps
     integer_between("max_steps", most, 9, 2**20 + 1)
+    number("tol", tol)
     if not tol > 0:
         raise fail_value("tol", "a number > 0", tol)
     least = max(

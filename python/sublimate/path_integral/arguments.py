@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import fail_kind, fail_type, readable
+from .._checks import dense, fail_kind, fail_type, readable
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 
@@ -55,18 +55,18 @@ class Space:
         return self.shape.numel() * (2 if self.complex else 1)
 
     def flat(self, x: Tensor) -> Tensor:
-        """[R, *shape] -> [R, E] in the accumulator's dtype."""
+        """[R, *shape] -> [R, E] in the accumulator's dtype, contiguous."""
         if self.complex:
-            x = torch.view_as_real(x)
+            x = torch.view_as_real(x.resolve_conj())
         elif x.dim() == 2 and x.dtype is self.acc:
-            return x
-        return x.reshape(x.shape[0], self.size).to(self.acc)
+            return x.contiguous()
+        return x.reshape(x.shape[0], self.size).to(self.acc).contiguous()
 
     def as_model_input(self, z: Tensor) -> Tensor:
-        """[..., E] points -> [rows, *shape] as the model takes them, a view."""
+        """[..., E] points -> [rows, *shape] as the model takes them, a view of dense ones."""
         if self.complex:
-            return torch.view_as_complex(z.view(-1, *self.shape, 2))
-        return z.view(-1, *self.shape)
+            return torch.view_as_complex(z.reshape(-1, *self.shape, 2))
+        return z.reshape(-1, *self.shape)
 
     def flat_gradient(self, grad: Tensor, points: int) -> Tensor:
         """Gradient of ``as_model_input`` -> [K, B, E]."""
@@ -156,6 +156,14 @@ def spaces(forward: Forward, inputs: tuple[Tensor, ...]) -> tuple[Space, ...]:
     return tuple(found)
 
 
+def filled(name: str, like: Tensor, value: Any, dtype: torch.dtype) -> Tensor:
+    """One number in the shape and place of ``like``."""
+    try:
+        return torch.full_like(like, value, dtype=dtype)
+    except (RuntimeError, OverflowError) as error:
+        raise fail_value(name, f"a number that torch makes {dtype}", value) from error
+
+
 def flat_baselines(
     baselines: Any, inputs: tuple[Tensor, ...], layout: tuple[Space, ...], name: str = "baselines"
 ) -> tuple[Tensor, ...]:
@@ -189,7 +197,7 @@ def flat_baselines(
             elif b == 0:
                 b = x.new_zeros((1, *x.shape[1:]), dtype=full)
             else:
-                b = torch.full((1, *x.shape[1:]), b, dtype=full, device=x.device)
+                b = filled(which, x.detach()[:1], b, full)
         else:
             raise fail_type(which, "a tensor or a number", b)
         found.append(space.flat(b))
@@ -385,6 +393,15 @@ def _kept_column(
 ) -> Tensor:
     with ordinary_tensors():
         return _new_column(shape, column, dtype, device)
+
+
+def arguments_of(given: Any) -> tuple[Any, ...]:
+    """Additional arguments of ``forward``, whose tensors may have to be selected and repeated."""
+    args = () if given is None else as_tuple(given)
+    for a in args:
+        if isinstance(a, Tensor):
+            dense("additional_forward_args", a)
+    return args
 
 
 def select_args(args: Sequence[Any], rows: slice | Tensor, batch: int) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._checks import fail_type
+from .._checks import fail_type, flags
 from .arguments import Forward, as_tuple, fail_value, flat_baselines
 from .chunks import frozen
 from .expected import expected_gradients
@@ -421,6 +421,7 @@ class Saliency(_Attribution):
         multi_target: bool = False,
     ) -> Any:
         """Like inputs, in their dtype."""
+        flags(abs=abs)
         problem, tensors, single, _ = setup(
             self.forward_func, inputs, target, multi_target, additional_forward_args,
             self.create_graph, "reference",

@@ -252,6 +252,8 @@ def norm_grad(
     one_of("kind", kind, NORM_KINDS)
     forward = eager(forward)
     layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    if not layers:
+        raise fail_value("layer", "at least one module", layer)
     for one in layers:
         if not isinstance(one, nn.Module):
             raise fail_type("layer", "a torch.nn.Module or a list of them", one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +50,13 @@ def blurred(image: Tensor, sigma: float = 10.0) -> Tensor:
     Raises:
         ValueError: not four dimensions, or sigma <= 0.
     """
-    if not isinstance(image, Tensor) or image.dim() != 4:
-        got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise fail_value("image", "a tensor [N, C, H, W]", got)
     _checks.floating_tensor("image", image)
+    if image.dim() != 4 or 0 in image.shape[1:]:
+        raise fail_value("image", "[N, C, H, W] of at least one number", tuple(image.shape))
     number("sigma", sigma)
-    if sigma <= 0:
-        raise fail_value("sigma", "a number > 0", sigma)
+    sigma = float(sigma)
+    if not 0 < sigma < math.inf:
+        raise fail_value("sigma", "a finite number > 0", sigma)
     for dim in (2, 3):
         reach = max(0, min(int(3 * sigma), image.shape[dim] - 1))
         t = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
@@ -118,6 +119,7 @@ def igos(
     """
     if not isinstance(inputs, Tensor):
         raise fail_type("inputs", "one torch.Tensor", inputs)
+    _checks.dense("inputs", inputs)
     if inputs.dim() != 4 or inputs.is_complex():
         raise fail_value("inputs", "real images [N, C, H, W]", tuple(inputs.shape))
     problem, _, _, chosen = setup(
@@ -128,6 +130,9 @@ def igos(
         integer_between(name, value, 1, 2**20)
     for name, number_of in (("l1", l1), ("l2", l2), ("step", step), ("stdev", stdev)):
         number(name, number_of)
+        if torch.finfo(space.acc).max < abs(number_of) < math.inf:
+            raise fail_value(name, f"a number that {space.acc} holds", number_of)
+    l1, l2, step, stdev = float(l1), float(l2), float(step), float(stdev)
     _checks.seed("seed", seed)
     limits = Limits.of(memory_budget, internal_batch_size)
     if baselines is not None:
@@ -235,6 +240,8 @@ class _Run:
             for piece in pieces(len(self.alpha), max(1, rows // n)):
                 z = self.points(mask, self.alpha[piece])
                 (value,) = self.problem.outputs([z.flatten(2)])
+                if value.numel() < n:
+                    raise fail_value("forward", "a score of each image", tuple(value.shape))
                 total = total + value.view(-1, n).to(mask.dtype).sum(0)
             return total / len(self.alpha)
 

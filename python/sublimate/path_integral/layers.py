@@ -13,7 +13,16 @@ from .. import _backends
 from .._checks import fail_type, flags, integer_between, one_of, readable
 from . import quadrature
 from .adaptive import adaptive
-from .arguments import Forward, Target, as_tuple, check_inputs, fail_value, spaces
+from .arguments import (
+    Forward,
+    Target,
+    arguments_of,
+    as_tuple,
+    check_inputs,
+    fail_value,
+    filled,
+    spaces,
+)
 from .chunks import Limits, Problem, frozen
 from .path import Info, fixed, shaped
 from .shards import Shards
@@ -158,7 +167,7 @@ def layer_integrated_gradients(
     if not len(given[0]):
         raise fail_value("inputs", "at least one sample", tuple(given[0].shape))
     start = _start(baselines, given)
-    args = () if additional_forward_args is None else as_tuple(additional_forward_args)
+    args = arguments_of(additional_forward_args)
     integer_between("n_steps", n_steps, 1, 2**31)
     one_of("method", method, quadrature.METHODS)
     limits = Limits.of(memory_budget, internal_batch_size)
@@ -214,8 +223,5 @@ def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             continue
         if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float, Tensor))):
             raise fail_type("baselines", "a tensor or a number", b)
-        try:
-            found.append(torch.full_like(x, 0 if b is None else b))  # type: ignore[arg-type]
-        except (RuntimeError, OverflowError) as error:
-            raise fail_value("baselines", f"a number that {x.dtype} holds", b) from error
+        found.append(filled("baselines", x, 0 if b is None else b, x.dtype))
     return tuple(found)

@@ -17,7 +17,7 @@ from .arguments import (
     Forward,
     Space,
     Target,
-    as_tuple,
+    arguments_of,
     check_inputs,
     fail_value,
     spaces,
@@ -349,7 +349,7 @@ def setup(
             x = tuple(s.flat(t) for s, t in zip(layout, tensors, strict=True))
     else:
         x = tuple([s.flat(t.detach()) for s, t in zip(layout, tensors, strict=True)])
-    args = () if additional_forward_args is None else as_tuple(additional_forward_args)
+    args = arguments_of(additional_forward_args)
     chosen = Target.of(target, tensors[0].shape[0], multi_target)
     network = None if args else sequential.network_of(forward, x[0], layout)
     problem = Problem(forward, layout, x, args, chosen, create_graph, network)

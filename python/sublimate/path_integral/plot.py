@@ -87,6 +87,7 @@ def plot(
     one_of("sign", sign, SIGNS)
     flags(colorbar=colorbar)
     _check_axes(ax)
+    number("alpha", alpha)
     number("percentile", percentile)
     if not 0 < percentile <= 100:
         raise fail_value("percentile", "a number in (0, 100]", percentile)
@@ -165,6 +166,8 @@ def plot_series(
         if t.dim() != 1:
             raise fail_value(name, "[T] or [C, T]", tuple(t.shape))
         rows.append(t)
+    if not rows:
+        raise fail_type("attributions", "a torch.Tensor", attributions)
     if len(rows) == 2 and rows[0].shape != rows[1].shape:
         raise fail_value("series", f"{len(rows[0])} values", len(rows[1]))
     if x is None:

@@ -129,7 +129,7 @@ def stdevs(stdev: Any, problem: Problem) -> tuple[Tensor, ...] | None:
     for s, x in zip(given, problem.x, strict=True):
         if isinstance(s, Tensor):
             _checks.readable("stdev", s)
-            if s.is_complex():
+            if s.is_complex() or s.is_quantized:
                 raise fail_kind("stdev", "real numbers", str(s.dtype))
         else:
             _checks.number("stdev", s)

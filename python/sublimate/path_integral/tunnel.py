@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends
-from .._checks import fail_type, flags, integer_between, number
+from .._checks import dense, fail_type, flags, integer_between, number
 from . import autograd
 from .arguments import as_tuple, check_inputs, fail_value, spaces
 from .chunks import pieces
@@ -158,6 +158,8 @@ def _expanded(kwargs: dict[str, Any], draws: Draws, batch: int, draw: bool) -> d
     count = draws.count
     options = dict(kwargs)
     target = options.get("target")
+    if isinstance(target, Tensor):
+        dense("target", target)
     if isinstance(target, list):
         options["target"] = target * count
     elif isinstance(target, Tensor) and target.numel() > 1:
@@ -166,6 +168,8 @@ def _expanded(kwargs: dict[str, Any], draws: Draws, batch: int, draw: bool) -> d
         options["target"] = target.repeat(count)
 
     def repeat(a: Any) -> Any:
+        if isinstance(a, Tensor):
+            dense("arguments of attribute", a)
         if isinstance(a, Tensor) and a.dim() > 0 and a.shape[0] == batch:
             return a.repeat(count, *(1,) * (a.dim() - 1))
         return a

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _backends, _checks, _convert
 from . import arguments, seeds
@@ -48,7 +48,7 @@ class Report(_convert.Report):
 def _patterns(argument: str, value: Any) -> tuple[str, ...] | None:
     if value is None or isinstance(value, str):
         return None if value is None else (value,)
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, Tensor):
         raise _checks.fail_type(argument, "a pattern, several of them, or None", value)
     found = tuple(value)
     for pattern in found:

@@ -128,9 +128,7 @@ class SharedInput:
             self._casts[dtype] = self.x.to(dtype)
         x = self._casts[dtype]
         if dtype not in self._sketches:
-            self._sketches[dtype] = self._draw(
-                x.detach().flatten(0, -2) if x.dim() > 1 else x.detach()[None]
-            )
+            self._sketches[dtype] = self._draw(reference.as_rows(x.detach()))
         arguments = (x, weight, bias, *self._sketches[dtype], self.sketch, self.k)
         y: Tensor
         if self.backend == "reference":
@@ -260,11 +258,12 @@ def hadamard_transform(x: Tensor, scale: float = 1.0, *, backend: str | None = N
     if x.shape[-1] > LONGEST_HADAMARD:
         raise _checks.fail_value("x", "a last dimension of at most 2**20", x.shape[-1])
     _checks.number("scale", scale)
+    scale = float(scale)
     check_plain(x=x)
     chosen = _backends.resolve(FAMILY, backend, x)
     if chosen == "reference":
         return reference.hadamard_transform(x, scale)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return ops.hadamard_transform(x, float(scale), chosen)
-    y: Tensor = HadamardTransform.apply(x, float(scale), chosen)
+        return ops.hadamard_transform(x, scale, chosen)
+    y: Tensor = HadamardTransform.apply(x, scale, chosen)
     return y

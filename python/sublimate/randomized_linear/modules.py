@@ -286,12 +286,15 @@ class Conv2d(Sketched, nn.Conv2d):
         rank: Any = None,
         backend: str | None = None,
     ) -> None:
-        _check_sizes(1, in_channels=in_channels, out_channels=out_channels)
+        _check_sizes(1, in_channels=in_channels, out_channels=out_channels, groups=groups)
         _checks.flags(bias=bias)
         for name, value in (("kernel_size", kernel_size), ("stride", stride),
                             ("padding", padding), ("dilation", dilation)):  # fmt: skip
             if not isinstance(value, (int, tuple, list, str)):
                 raise _checks.fail_type(name, "an int or two ints", value)
+            for size in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(size, int) and not -(2**31) < size < 2**31:
+                    raise _checks.fail_value(name, "a size below 2**31", size)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
             padding_mode, device, dtype,  # type: ignore[arg-type]

@@ -141,6 +141,6 @@ def variance(
         raise _checks.fail_value("dy", f"the rows of x, {tuple(x.shape[:-1])}", tuple(dy.shape))
     _checks.one_of("sketch", sketch, SKETCHES)
     _checks.integer_between("k", k, 1, 2**31 - 1)
-    rows, other = (t.detach().reshape(-1, t.shape[-1]) for t in (x, dy))
+    rows, other = (reference.as_rows(t.detach()) for t in (x, dy))
     check_probabilities(probabilities, sketch, rows)
     return Moments(rows, other, sketch, probabilities).variance(k)

@@ -124,6 +124,7 @@ def _measure(
             module: nn.Module, args: Any, y: Tensor, name: str = name, weight: Any = module.weight
         ) -> None:
             x = args[0].detach()
+            _checks.dense(f"input of {name}", x)
 
             def arrive(dy: Tensor) -> None:
                 rows, grads = _as_rows(module, x, dy)
@@ -167,7 +168,7 @@ def _as_rows(module: nn.Module, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(module, nn.Conv2d):
         down, across = module.stride
         x, dy = x[..., ::down, ::across].movedim(-3, -1), dy.movedim(-3, -1)
-    return x.reshape(-1, x.shape[-1]), dy.detach().reshape(-1, dy.shape[-1])
+    return reference.as_rows(x), reference.as_rows(dy.detach())
 
 
 def _summary(batches: list[_Batch], place: int) -> tuple[float, float, float, float]:

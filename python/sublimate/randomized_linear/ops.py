@@ -127,7 +127,7 @@ def _hadamard(x: Tensor, scale: float, backend: str) -> Tensor:
         return out
     if x.numel() == 0:
         return out.zero_()
-    flat = _rows(x.reshape(-1, x.shape[-1]))
+    flat = _rows(reference.as_rows(x))
     rows = out.view(-1, out.shape[-1])
     if backend == "triton":
         from ..kernels.randomized_linear import fwd

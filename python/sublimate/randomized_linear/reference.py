@@ -38,6 +38,11 @@ def rows_kept(n: int, ratio: float) -> int:
     return min(n, max(1, int(ratio * n + 0.5))) if n > 0 else 0
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """(..., F) as (N, F), F = 0 too."""
+    return x.flatten(0, -2) if x.dim() > 1 else x[None]
+
+
 def blocks(n: int) -> tuple[int, int]:
     """(nb, chunk): srht and dct mix n > 0 rows in nb blocks of chunk, the last may be short."""
     nb = (n + BLOCK - 1) // BLOCK
@@ -352,7 +357,7 @@ def gradients(ctx, dy: Tensor, sketched):  # type: ignore[no-untyped-def]
     weight, kept, index, seed = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx = dweight = dbias = None
-    rows = dy.reshape(-1, dy.shape[-1])
+    rows = as_rows(dy)
     with without_autocast(dy.device):
         # dW first: its sketch of dy is gone before dx, as large as x, is there.
         if need_weight:
@@ -380,7 +385,7 @@ def linear(
         sketch: a name in ``SKETCHES``. k: rows to keep. seed: 0-dim int64.
         probabilities: (N,) float64 for samplers; None: ``row_probabilities`` of x.
     """
-    rows = x.detach().reshape(-1, x.shape[-1])
+    rows = as_rows(x.detach())
     if sketch in OBLIVIOUS:
         kept = project(rows, sketch, k, seed)
         return SketchedLinear.apply(x, weight, bias, kept, None, seed, sketch, k)
