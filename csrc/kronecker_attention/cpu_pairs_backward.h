@@ -84,10 +84,13 @@ struct BackwardBlock {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           const int64_t at = (r + i) * BLOCK<A> + half * LANES<A>;
-          Vector<A> e = weight.value(x.sum[i][half]);
+          Vector<A> logit = x.sum[i][half];
+          // After the products, which would else all be rounded to the size of the LSE.
+          if constexpr (Weight::exponential) logit -= lse[half];
+          Vector<A> e = weight.value(logit);
           if (masked) e = inside<A>(lanes[r + i], half, e, Vector<A>{});
           tile::store(p + at, e);
-          if constexpr (!Weight::exponential) tile::store(ds + at, weight.slope(x.sum[i][half]));
+          if constexpr (!Weight::exponential) tile::store(ds + at, weight.slope(logit));
         }
       }
       x.fill(none);
@@ -213,10 +216,7 @@ struct PairsBackward {
         block.fold_rows(form, scale);
         std::fill_n(block.t, d * BLOCK<A>, A(0));
         std::fill_n(block.w, dv * BLOCK<A>, A(0));
-        for (int half = 0; half < 2; ++half) {
-          start[half] -= block.lse[half];
-          block.sigma[half] = Vector<A>{};
-        }
+        block.sigma[0] = block.sigma[1] = Vector<A>{};
         for (int64_t k = begin; k < end; k += TILE_BACK) {
           const int64_t count = std::min(TILE_BACK, end - k);
           bool whole = whole_j;
