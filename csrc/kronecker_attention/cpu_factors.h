@@ -7,11 +7,11 @@
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
 
-constexpr int64_t SUMMED = 128;    // rows of a tile over which features are summed
+constexpr int64_t SUMMED = 128;       // rows of a tile over which features are summed
 constexpr int64_t SUMMED_APART = 32;  // of which so many before they meet the sum of all rows
-constexpr int64_t FEW = 2 * ROWS;  // features at a time there
-constexpr int64_t CHUNK = 48 * 4;  // features of one piece of work there
-constexpr int64_t MANY = 48;       // features at a time where they are multiplied by sums
+constexpr int64_t FEW = 2 * ROWS;     // features at a time there
+constexpr int64_t CHUNK = 48 * 4;     // features of one piece of work there
+constexpr int64_t MANY = 48;          // features at a time where they are multiplied by sums
 template <class A>
 constexpr int64_t ACROSS = 2 * BLOCK<A>;  // rows at a time there
 

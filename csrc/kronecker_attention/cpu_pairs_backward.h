@@ -12,8 +12,10 @@ namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
 
 constexpr int64_t TILE_BACK = 48;  // keys of the second set between two products
-constexpr int64_t SLICES =
-    16;  // sums of key gradients, over all heads; one a head if those are more
+// Sums of key gradients, over all heads; one a head if those are more.
+constexpr int64_t SLICES = 16;
+// Keys of the first set whose part of dq, dk2 and dv2 is summed apart before it meets that of all.
+constexpr int64_t APART = 64;
 
 // Gradients of one head's keys and values, rows padded to whole vectors in the second set.
 template <class A>
@@ -32,14 +34,24 @@ struct BackwardBlock {
   A *t, *w, *dq;   // [d or dv or d, BLOCK]
   A *p, *ds;       // [TILE_BACK, BLOCK]
   A *key, *value;  // row j, padded
+  // Parts of APART keys of the first set: [d, BLOCK] and of a chunk of the second set.
+  A *dq_part, *dk2_part, *dv2_part;
   Vector<A> lse[2], delta[2], sigma[2];
 
-  static int64_t size(int64_t d, int64_t dv) {
-    const int64_t wide = round_up(d, LANES<A>), value_wide = round_up(dv, LANES<A>);
-    return BLOCK<A> * (4 * d + 3 * dv + 2 * wide + 2 * value_wide + 2 * TILE_BACK) + wide +
-           value_wide;
+  // Keys of the second set, of `count`, that stay in L2 with their gradients while the first
+  // passes.
+  static int64_t chunk(int64_t d, int64_t dv, int64_t count) {
+    const int64_t across = round_up(d, LANES<A>) + round_up(dv, LANES<A>);
+    return std::min(std::max<int64_t>(1, 32768 / across / TILE_BACK), ceil_div(count, TILE_BACK)) *
+           TILE_BACK;
   }
-  BackwardBlock(const Weight& weigh, A* memory, int64_t channels, int64_t value_channels)
+  static int64_t size(int64_t d, int64_t dv, int64_t count) {
+    const int64_t wide = round_up(d, LANES<A>), value_wide = round_up(dv, LANES<A>);
+    return BLOCK<A> * (5 * d + 3 * dv + 2 * wide + 2 * value_wide + 2 * TILE_BACK) +
+           (1 + chunk(d, dv, count)) * (wide + value_wide);
+  }
+  BackwardBlock(const Weight& weigh, A* memory, int64_t channels, int64_t value_channels,
+                int64_t count)
       : weight(weigh),
         d(channels),
         dv(value_channels),
@@ -67,6 +79,20 @@ struct BackwardBlock {
     ds = take(I * TILE_BACK);
     key = take(wide);
     value = take(value_wide);
+    dq_part = take(I * d);
+    dk2_part = take(chunk(d, dv, count) * wide);
+    dv2_part = take(chunk(d, dv, count) * value_wide);
+  }
+
+  void clear_parts(int64_t keys) {
+    std::fill_n(dq_part, BLOCK<A> * d, A(0));
+    std::fill_n(dk2_part, keys * wide, A(0));
+    std::fill_n(dv2_part, keys * value_wide, A(0));
+  }
+  void add_parts(int64_t keys, A* dk2, A* dv2) {
+    for (int64_t i = 0; i < BLOCK<A> * d; ++i) dq[i] += dq_part[i];
+    for (int64_t i = 0; i < keys * wide; ++i) dk2[i] += dk2_part[i];
+    for (int64_t i = 0; i < keys * value_wide; ++i) dv2[i] += dv2_part[i];
   }
 
   // P and dS of `count` keys into the tile; `masked` keeps lanes of each key's interval only.
@@ -124,7 +150,7 @@ struct BackwardBlock {
     }
   }
 
-  // What T, W and the sum of dS give to dq, dk1 and dv1.
+  // What T, W and the sum of dS give to dq_part, dk1 and dv1.
   void finish_key(Form form, A scale, A* dk1, A* dv1) {
     for (int64_t c = 0; c < d; ++c) {
       Vector<A> sum{};
@@ -132,10 +158,10 @@ struct BackwardBlock {
         const int64_t at = c * BLOCK<A> + half * LANES<A>;
         const Vector<A> q = tile::load(queries + at), x = tile::load(t + at);
         if (form == Form::kronecker) {
-          tile::store(dq + at, tile::load(dq + at) + key[c] * x);
+          tile::store(dq_part + at, tile::load(dq_part + at) + key[c] * x);
           sum += q * x;
         } else {
-          tile::store(dq + at, tile::load(dq + at) + x + key[c] * sigma[half]);
+          tile::store(dq_part + at, tile::load(dq_part + at) + x + key[c] * sigma[half]);
           sum += scale * x + q * sigma[half];
         }
       }
@@ -195,11 +221,11 @@ struct PairsBackward {
     const A scale = A(shape.scale * Weight::unit);
     const Range js = k1.near(i, last), ks = k2.near(i, last);
     const Fold<A> fold{form, d, scale};
-    // Keys of the second set and their gradients that stay in L2 while the first set passes.
-    const int64_t chunk = std::max<int64_t>(1, 32768 / (d + dv) / TILE_BACK) * TILE_BACK;
+    const int64_t chunk = Queries::chunk(d, dv, k2.count);
     Interval lanes[TILE_BACK];
     for (int64_t begin = ks.begin; begin < ks.end; begin += chunk) {
       const int64_t end = std::min(ks.end, begin + chunk);
+      block.clear_parts(end - begin);
       for (int64_t j = js.begin; j < js.end; ++j) {
         const Interval at_j = k1.readers_of(j, i, BLOCK<A>);
         const bool whole_j = at_j.begin == 0 && at_j.end == BLOCK<A>;
@@ -242,11 +268,16 @@ struct PairsBackward {
             add_product_inside(dv, values, 1, dv, block.p, count, lanes, block.w);
           }
           add_outer(count, block.ds, BLOCK<A>, 1, block.folded_rows, BLOCK<A>,
-                    to.dk2 + k * block.wide, block.wide);
+                    block.dk2_part + (k - begin) * block.wide, block.wide);
           add_outer(count, block.p, BLOCK<A>, 1, block.folded_grad_rows, BLOCK<A>,
-                    to.dv2 + k * block.value_wide, block.value_wide);
+                    block.dv2_part + (k - begin) * block.value_wide, block.value_wide);
         }
         block.finish_key(form, scale, to.dk1 + j * d, to.dv1 + j * dv);
+        if ((j - js.begin) % APART == APART - 1 || j + 1 == js.end) {
+          block.add_parts(end - begin, to.dk2 + begin * block.wide,
+                          to.dv2 + begin * block.value_wide);
+          block.clear_parts(end - begin);
+        }
       }
     }
   }
@@ -291,11 +322,11 @@ int pairs_backward(const Shape& s, Form form, const KeySet<T>& first, const KeyS
   Failure failure;
   parallel_for(heads * slices, 1, 1, threads, [&](int64_t begin, int64_t end) {
     using Queries = BackwardBlock<A, Weight>;
-    const int64_t size = Queries::size(d, dv);
+    const int64_t size = Queries::size(d, dv, m2);
     const Scratch<A> memory(size);
     if (!memory.get()) return failure.raise();
     std::fill_n(memory.get(), size, A(0));  // the padding is read
-    Queries block({}, memory.get(), d, dv);
+    Queries block({}, memory.get(), d, dv, m2);
     const PairsBackward<T, Weight> pairs{s, form, first, second};
     for (int64_t item = begin; item < end; ++item) {
       const int64_t head = item / slices, b = head / s.kv_heads, kv = head % s.kv_heads;
