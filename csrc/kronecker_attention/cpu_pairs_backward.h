@@ -1,6 +1,6 @@
-// Gradients of sums over pairs, in one pass: six products over each triple. With T_ij = sum_k
-// dS_ijk k2_k and W_ij = sum_k P_ijk v2_k one product each serves dq and dk1, and dv1; dk2 and dv2
-// take the transposed tile times the folded queries and gradients.
+// Gradients of sums over pairs, in one pass: five products over each triple. T_ij = sum_k dS_ijk
+// k2_k serves dq and dk1, Y_jk = sum_i P_ijk dout_i serves dv1 and dv2; dk2 takes the transposed
+// tile of dS times the folded queries.
 //
 // Work is cut into slices by shape alone, each with its own sums of the key gradients, which are
 // added in order at the end: results do not depend on the number of threads.
@@ -30,10 +30,11 @@ struct BackwardBlock {
   A *queries, *grads;               // [d or dv, BLOCK]
   A *query_rows, *grad_rows;        // [BLOCK, wide]
   A *folded, *folded_grads;         // with key j: [d or dv, BLOCK]
-  A *folded_rows, *folded_grad_rows;
-  A *t, *w, *dq;   // [d or dv or d, BLOCK]
+  A* folded_rows;
+  A *t, *dq;       // [d, BLOCK]
   A *p, *ds;       // [TILE_BACK, BLOCK]
   A *key, *value;  // row j, padded
+  A* dvalue;       // gradient of `value`, likewise
   // Parts of APART keys of the first set: [d, BLOCK] and of a chunk of the second set.
   A *dq_part, *dk2_part, *dv2_part;
   Vector<A> lse[2], delta[2], sigma[2];
@@ -47,8 +48,8 @@ struct BackwardBlock {
   }
   static int64_t size(int64_t d, int64_t dv, int64_t count) {
     const int64_t wide = round_up(d, LANES<A>), value_wide = round_up(dv, LANES<A>);
-    return BLOCK<A> * (5 * d + 3 * dv + 2 * wide + 2 * value_wide + 2 * TILE_BACK) +
-           (1 + chunk(d, dv, count)) * (wide + value_wide);
+    return BLOCK<A> * (5 * d + 2 * dv + 2 * wide + value_wide + 2 * TILE_BACK) +
+           (1 + chunk(d, dv, count)) * (wide + value_wide) + value_wide;
   }
   BackwardBlock(const Weight& weigh, A* memory, int64_t channels, int64_t value_channels,
                 int64_t count)
@@ -67,18 +68,17 @@ struct BackwardBlock {
     query_rows = take(I * wide);
     grad_rows = take(I * value_wide);
     folded_rows = take(I * wide);
-    folded_grad_rows = take(I * value_wide);
     queries = take(I * d);
     folded = take(I * d);
     t = take(I * d);
     dq = take(I * d);
     grads = take(I * dv);
     folded_grads = take(I * dv);
-    w = take(I * dv);
     p = take(I * TILE_BACK);
     ds = take(I * TILE_BACK);
     key = take(wide);
     value = take(value_wide);
+    dvalue = take(value_wide);
     dq_part = take(I * d);
     dk2_part = take(chunk(d, dv, count) * wide);
     dv2_part = take(chunk(d, dv, count) * value_wide);
@@ -143,14 +143,50 @@ struct BackwardBlock {
         const Vector<A> q = tile::load(query_rows + l * wide + c), k = tile::load(key + c);
         tile::store(folded_rows + l * wide + c, form == Form::kronecker ? q * k : q + scale * k);
       }
-      for (int64_t c = 0; c < value_wide; c += LANES<A>) {
-        const Vector<A> g = tile::load(grad_rows + l * value_wide + c);
-        tile::store(folded_grad_rows + l * value_wide + c, g * tile::load(value + c));
-      }
     }
   }
 
-  // What T, W and the sum of dS give to dq_part, dk1 and dv1.
+  // dv2 and dvalue of `count` keys from Y, which stays in registers; `masked` leaves out keys that
+  // no query reads, whose values may be infinite or NaN.
+  template <bool masked>
+  void pass_values(const A* values, int64_t count, const Interval* lanes, A* dv2) {
+    each_rows(count, [&](int64_t r, auto rows) __attribute__((always_inline)) {
+      constexpr int R = decltype(rows)::value;
+      int64_t at = 0;
+      for (; at + BLOCK<A> <= value_wide; at += BLOCK<A>) {
+        pass_columns<R, 2, masked>(values, r, at, lanes, dv2);
+      }
+      if (at < value_wide) pass_columns<R, 1, masked>(values, r, at, lanes, dv2);
+    });
+  }
+  template <int R, int V, bool masked>
+  SUBLIMATE_HD void pass_columns(const A* values, int64_t r, int64_t at, const Interval* lanes,
+                                 A* dv2) {
+    Panel<A, R, V> y;
+    y.clear();
+    y.add(p + r * BLOCK<A>, BLOCK<A>, 1, grad_rows + at, value_wide, BLOCK<A>);
+    Vector<A> first[V], sum[V] = {};
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) first[v] = tile::load(value + at + v * LANES<A>);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      if (masked && lanes[r + i].begin >= lanes[r + i].end) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const int64_t c = at + v * LANES<A>;
+        A* const to = dv2 + (r + i) * value_wide + c;
+        tile::store(to, tile::load(to) + first[v] * y.sum[i][v]);
+        sum[v] += tile::load(values + (r + i) * dv + c) * y.sum[i][v];
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      A* const to = dvalue + at + v * LANES<A>;
+      tile::store(to, tile::load(to) + sum[v]);
+    }
+  }
+
+  // What T, the sum of dS and dvalue give to dq_part, dk1 and dv1.
   void finish_key(Form form, A scale, A* dk1, A* dv1) {
     for (int64_t c = 0; c < d; ++c) {
       Vector<A> sum{};
@@ -167,14 +203,7 @@ struct BackwardBlock {
       }
       dk1[c] += sum_lanes<A>(sum);
     }
-    for (int64_t c = 0; c < dv; ++c) {
-      Vector<A> sum{};
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = c * BLOCK<A> + half * LANES<A>;
-        sum += tile::load(grads + at) * tile::load(w + at);
-      }
-      dv1[c] += sum_lanes<A>(sum);
-    }
+    for (int64_t c = 0; c < dv; ++c) dv1[c] += dvalue[c];
   }
 };
 
@@ -241,7 +270,7 @@ struct PairsBackward {
         }
         block.fold_rows(form, scale);
         std::fill_n(block.t, d * BLOCK<A>, A(0));
-        std::fill_n(block.w, dv * BLOCK<A>, A(0));
+        std::fill_n(block.dvalue, block.value_wide, A(0));
         block.sigma[0] = block.sigma[1] = Vector<A>{};
         for (int64_t k = begin; k < end; k += TILE_BACK) {
           const int64_t count = std::min(TILE_BACK, end - k);
@@ -260,17 +289,16 @@ struct PairsBackward {
           } else {
             block.template score<true>(keys, values, count, start, lanes);
           }
-          if (whole || k2.finite) {
+          A* const dv2 = block.dv2_part + (k - begin) * block.value_wide;
+          if (whole || (k1.finite && k2.finite)) {
             add_product(d, keys, 1, d, block.ds, count, block.t);
-            add_product(dv, values, 1, dv, block.p, count, block.w);
+            block.template pass_values<false>(values, count, lanes, dv2);
           } else {
             add_product_inside(d, keys, 1, d, block.ds, count, lanes, block.t);
-            add_product_inside(dv, values, 1, dv, block.p, count, lanes, block.w);
+            block.template pass_values<true>(values, count, lanes, dv2);
           }
           add_outer(count, block.ds, BLOCK<A>, 1, block.folded_rows, BLOCK<A>,
                     block.dk2_part + (k - begin) * block.wide, block.wide);
-          add_outer(count, block.p, BLOCK<A>, 1, block.folded_grad_rows, BLOCK<A>,
-                    block.dv2_part + (k - begin) * block.value_wide, block.value_wide);
         }
         block.finish_key(form, scale, to.dk1 + j * d, to.dv1 + j * dv);
         if ((j - js.begin) % APART == APART - 1 || j + 1 == js.end) {
