@@ -137,6 +137,17 @@ struct Panel {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) tile::store(p + r * stride + v * LANES<A>, sum[r][v]);
   }
+  // Adds what the panel holds to memory: a product that began at 0 is summed before it meets a long
+  // sum, so that few roundings follow one another.
+  SUBLIMATE_HD void add_to(A* p, int64_t stride) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        A* const at = p + r * stride + v * LANES<A>;
+        tile::store(at, tile::load(at) + sum[r][v]);
+      }
+  }
   // Adds a b: element (r, p) of a is a[r * a_row + p * a_step], row p of b is at b + p * b_step.
   SUBLIMATE_HD void add(const A* a, int64_t a_row, int64_t a_step, const A* b, int64_t b_step,
                         int64_t inner) {
@@ -179,9 +190,9 @@ void add_product(int64_t rows, const A* a, int64_t a_row, int64_t a_step, const 
                  A* c) {
   each_rows(rows, [&](int64_t r, auto count) __attribute__((always_inline)) {
     Panel<A, decltype(count)::value> t;
-    t.read(c + r * BLOCK<A>, BLOCK<A>);
+    t.clear();
     t.add(a + r * a_row, a_row, a_step, b, BLOCK<A>, inner);
-    t.write(c + r * BLOCK<A>, BLOCK<A>);
+    t.add_to(c + r * BLOCK<A>, BLOCK<A>);
   });
 }
 
@@ -212,15 +223,15 @@ void add_outer(int64_t rows, const A* a, int64_t a_row, int64_t a_step, const A*
     int64_t at = 0;
     for (; at + BLOCK<A> <= width; at += BLOCK<A>) {
       Panel<A, R> t;
-      t.read(c + r * width + at, width);
+      t.clear();
       t.add(a + r * a_row, a_row, a_step, b + at, width, inner);
-      t.write(c + r * width + at, width);
+      t.add_to(c + r * width + at, width);
     }
     if (at < width) {
       Panel<A, R, 1> t;
-      t.read(c + r * width + at, width);
+      t.clear();
       t.add(a + r * a_row, a_row, a_step, b + at, width, inner);
-      t.write(c + r * width + at, width);
+      t.add_to(c + r * width + at, width);
     }
   });
 }

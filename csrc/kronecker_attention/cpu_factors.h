@@ -7,10 +7,11 @@
 namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
 
-constexpr int64_t SUMMED = 128;    // rows of a tile over which features are summed
-constexpr int64_t FEW = 2 * ROWS;  // features at a time there
-constexpr int64_t CHUNK = 48 * 4;  // features of one piece of work there
-constexpr int64_t MANY = 48;       // features at a time where they are multiplied by sums
+constexpr int64_t SUMMED = 128;       // rows of a tile over which features are summed
+constexpr int64_t SUMMED_APART = 32;  // of which so many before they meet the sum of all rows
+constexpr int64_t FEW = 2 * ROWS;     // features at a time there
+constexpr int64_t CHUNK = 48 * 4;     // features of one piece of work there
+constexpr int64_t MANY = 48;          // features at a time where they are multiplied by sums
 template <class A>
 constexpr int64_t ACROSS = 2 * BLOCK<A>;  // rows at a time there
 
@@ -95,7 +96,10 @@ void sum_features(const Place& place, const Summands<A>& r, int64_t channels, in
     for (int64_t at = first; at < first + count; at += FEW) {
       const int64_t n = std::min(FEW, first + count - at);
       features.next(n, phi);
-      add_outer(n, phi, r.width, 1, values, rows, to.values + at * wide, wide);
+      for (int64_t l = 0; l < rows; l += SUMMED_APART) {
+        add_outer(n, phi + l, r.width, 1, values + l * wide, std::min(SUMMED_APART, rows - l),
+                  to.values + at * wide, wide);
+      }
       for (int64_t i = 0; i < n; ++i) {
         Vector<A> sum{};
         for (int64_t l = 0; l < r.width; l += LANES<A>) {

@@ -14,7 +14,7 @@ struct Range {
 // One head of a key set.
 template <class A>
 struct Keys {
-  const A *keys, *values;   // [count, channels], [count, value_channels]
+  const A *keys, *values;   // [count, channels], [count, value_channels], a vector readable beyond
   const int64_t* position;  // [count], ascending: where they came from
   int64_t count;
   bool bounded;    // only keys at or before the query
@@ -58,7 +58,7 @@ class KeySet {
         bounded_(bounded || window > 0),
         window_(window),
         keys_(s.batch * s.kv_heads * keys.length * s.channels),
-        values_(s.batch * s.kv_heads * keys.length * s.value_channels),
+        values_(s.batch * s.kv_heads * keys.length * s.value_channels + LANES<A>),
         longest_(s.batch * s.kv_heads),
         finite_(s.batch * s.kv_heads),
         position_(s.batch * keys.length),

@@ -86,6 +86,7 @@ struct Block {
         for (int half = 0; half < 2; ++half) {
           Vector<A> x = t.sum[i][half];
           if constexpr (online) {
+            x -= maximum[half];
             if (masked) x = inside<A>(lanes[r + i], half, x, splat(-INFINITE<A>));
             top[half] = tile::larger<A>(x, top[half]);
           } else {
@@ -182,8 +183,8 @@ struct Pairs {
       for (int64_t j = js.begin; j < js.end; ++j) {
         const Interval at_j = k1.readers_of(j, i, BLOCK<A>);
         const bool whole_j = at_j.begin == 0 && at_j.end == BLOCK<A>;
-        Vector<A> origin[2], start[2], top[2];
-        fold.run(block.queries, k1.keys + j * d, block.folded, origin);
+        Vector<A> start[2], top[2];
+        fold.run(block.queries, k1.keys + j * d, block.folded, start);
         std::fill_n(block.weighted, dv * BLOCK<A>, A(0));
         block.partial[0] = block.partial[1] = Vector<A>{};
         for (int64_t k = begin; k < end; k += TILE) {
@@ -197,10 +198,7 @@ struct Pairs {
           } else if (!whole) {
             std::fill_n(lanes, count, at_j);
           }
-          for (int half = 0; half < 2; ++half) {
-            start[half] = online ? origin[half] - block.maximum[half] : origin[half];
-            top[half] = splat(-INFINITE<A>);
-          }
+          top[0] = top[1] = splat(-INFINITE<A>);
           if (whole) {
             block.template score<online, false>(k2.keys + k * d, count, start, lanes, top);
           } else {

@@ -1,6 +1,6 @@
-// Gradients of sums over pairs, in one pass: six products over each triple. With T_ij = sum_k
-// dS_ijk k2_k and W_ij = sum_k P_ijk v2_k one product each serves dq and dk1, and dv1; dk2 and dv2
-// take the transposed tile times the folded queries and gradients.
+// Gradients of sums over pairs, in one pass: five products over each triple. T_ij = sum_k dS_ijk
+// k2_k serves dq and dk1, Y_jk = sum_i P_ijk dout_i serves dv1 and dv2; dk2 takes the transposed
+// tile of dS times the folded queries.
 //
 // Work is cut into slices by shape alone, each with its own sums of the key gradients, which are
 // added in order at the end: results do not depend on the number of threads.
@@ -12,8 +12,10 @@ namespace sublimate::kronecker_attention::SUBLIMATE_ISA {
 namespace {
 
 constexpr int64_t TILE_BACK = 48;  // keys of the second set between two products
-constexpr int64_t SLICES =
-    16;  // sums of key gradients, over all heads; one a head if those are more
+// Sums of key gradients, over all heads; one a head if those are more.
+constexpr int64_t SLICES = 16;
+// Keys of the first set whose part of dq, dk2 and dv2 is summed apart before it meets that of all.
+constexpr int64_t APART = 64;
 
 // Gradients of one head's keys and values, rows padded to whole vectors in the second set.
 template <class A>
@@ -28,18 +30,29 @@ struct BackwardBlock {
   A *queries, *grads;               // [d or dv, BLOCK]
   A *query_rows, *grad_rows;        // [BLOCK, wide]
   A *folded, *folded_grads;         // with key j: [d or dv, BLOCK]
-  A *folded_rows, *folded_grad_rows;
-  A *t, *w, *dq;   // [d or dv or d, BLOCK]
+  A* folded_rows;
+  A *t, *dq;       // [d, BLOCK]
   A *p, *ds;       // [TILE_BACK, BLOCK]
   A *key, *value;  // row j, padded
+  A* dvalue;       // gradient of `value`, likewise
+  // Parts of APART keys of the first set: [d, BLOCK] and of a chunk of the second set.
+  A *dq_part, *dk2_part, *dv2_part;
   Vector<A> lse[2], delta[2], sigma[2];
 
-  static int64_t size(int64_t d, int64_t dv) {
-    const int64_t wide = round_up(d, LANES<A>), value_wide = round_up(dv, LANES<A>);
-    return BLOCK<A> * (4 * d + 3 * dv + 2 * wide + 2 * value_wide + 2 * TILE_BACK) + wide +
-           value_wide;
+  // Keys of the second set, of `count`, that stay in L2 with their gradients while the first
+  // passes.
+  static int64_t chunk(int64_t d, int64_t dv, int64_t count) {
+    const int64_t across = round_up(d, LANES<A>) + round_up(dv, LANES<A>);
+    return std::min(std::max<int64_t>(1, 32768 / across / TILE_BACK), ceil_div(count, TILE_BACK)) *
+           TILE_BACK;
   }
-  BackwardBlock(const Weight& weigh, A* memory, int64_t channels, int64_t value_channels)
+  static int64_t size(int64_t d, int64_t dv, int64_t count) {
+    const int64_t wide = round_up(d, LANES<A>), value_wide = round_up(dv, LANES<A>);
+    return BLOCK<A> * (5 * d + 2 * dv + 2 * wide + value_wide + 2 * TILE_BACK) +
+           (1 + chunk(d, dv, count)) * (wide + value_wide) + value_wide;
+  }
+  BackwardBlock(const Weight& weigh, A* memory, int64_t channels, int64_t value_channels,
+                int64_t count)
       : weight(weigh),
         d(channels),
         dv(value_channels),
@@ -55,18 +68,31 @@ struct BackwardBlock {
     query_rows = take(I * wide);
     grad_rows = take(I * value_wide);
     folded_rows = take(I * wide);
-    folded_grad_rows = take(I * value_wide);
     queries = take(I * d);
     folded = take(I * d);
     t = take(I * d);
     dq = take(I * d);
     grads = take(I * dv);
     folded_grads = take(I * dv);
-    w = take(I * dv);
     p = take(I * TILE_BACK);
     ds = take(I * TILE_BACK);
     key = take(wide);
     value = take(value_wide);
+    dvalue = take(value_wide);
+    dq_part = take(I * d);
+    dk2_part = take(chunk(d, dv, count) * wide);
+    dv2_part = take(chunk(d, dv, count) * value_wide);
+  }
+
+  void clear_parts(int64_t keys) {
+    std::fill_n(dq_part, BLOCK<A> * d, A(0));
+    std::fill_n(dk2_part, keys * wide, A(0));
+    std::fill_n(dv2_part, keys * value_wide, A(0));
+  }
+  void add_parts(int64_t keys, A* dk2, A* dv2) {
+    for (int64_t i = 0; i < BLOCK<A> * d; ++i) dq[i] += dq_part[i];
+    for (int64_t i = 0; i < keys * wide; ++i) dk2[i] += dk2_part[i];
+    for (int64_t i = 0; i < keys * value_wide; ++i) dv2[i] += dv2_part[i];
   }
 
   // P and dS of `count` keys into the tile; `masked` keeps lanes of each key's interval only.
@@ -84,10 +110,13 @@ struct BackwardBlock {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           const int64_t at = (r + i) * BLOCK<A> + half * LANES<A>;
-          Vector<A> e = weight.value(x.sum[i][half]);
+          Vector<A> logit = x.sum[i][half];
+          // After the products, which would else all be rounded to the size of the LSE.
+          if constexpr (Weight::exponential) logit -= lse[half];
+          Vector<A> e = weight.value(logit);
           if (masked) e = inside<A>(lanes[r + i], half, e, Vector<A>{});
           tile::store(p + at, e);
-          if constexpr (!Weight::exponential) tile::store(ds + at, weight.slope(x.sum[i][half]));
+          if constexpr (!Weight::exponential) tile::store(ds + at, weight.slope(logit));
         }
       }
       x.fill(none);
@@ -114,14 +143,50 @@ struct BackwardBlock {
         const Vector<A> q = tile::load(query_rows + l * wide + c), k = tile::load(key + c);
         tile::store(folded_rows + l * wide + c, form == Form::kronecker ? q * k : q + scale * k);
       }
-      for (int64_t c = 0; c < value_wide; c += LANES<A>) {
-        const Vector<A> g = tile::load(grad_rows + l * value_wide + c);
-        tile::store(folded_grad_rows + l * value_wide + c, g * tile::load(value + c));
-      }
     }
   }
 
-  // What T, W and the sum of dS give to dq, dk1 and dv1.
+  // dv2 and dvalue of `count` keys from Y, which stays in registers; `masked` leaves out keys that
+  // no query reads, whose values may be infinite or NaN.
+  template <bool masked>
+  void pass_values(const A* values, int64_t count, const Interval* lanes, A* dv2) {
+    each_rows(count, [&](int64_t r, auto rows) __attribute__((always_inline)) {
+      constexpr int R = decltype(rows)::value;
+      int64_t at = 0;
+      for (; at + BLOCK<A> <= value_wide; at += BLOCK<A>) {
+        pass_columns<R, 2, masked>(values, r, at, lanes, dv2);
+      }
+      if (at < value_wide) pass_columns<R, 1, masked>(values, r, at, lanes, dv2);
+    });
+  }
+  template <int R, int V, bool masked>
+  SUBLIMATE_HD void pass_columns(const A* values, int64_t r, int64_t at, const Interval* lanes,
+                                 A* dv2) {
+    Panel<A, R, V> y;
+    y.clear();
+    y.add(p + r * BLOCK<A>, BLOCK<A>, 1, grad_rows + at, value_wide, BLOCK<A>);
+    Vector<A> first[V], sum[V] = {};
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) first[v] = tile::load(value + at + v * LANES<A>);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      if (masked && lanes[r + i].begin >= lanes[r + i].end) continue;
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const int64_t c = at + v * LANES<A>;
+        A* const to = dv2 + (r + i) * value_wide + c;
+        tile::store(to, tile::load(to) + first[v] * y.sum[i][v]);
+        sum[v] += tile::load(values + (r + i) * dv + c) * y.sum[i][v];
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      A* const to = dvalue + at + v * LANES<A>;
+      tile::store(to, tile::load(to) + sum[v]);
+    }
+  }
+
+  // What T, the sum of dS and dvalue give to dq_part, dk1 and dv1.
   void finish_key(Form form, A scale, A* dk1, A* dv1) {
     for (int64_t c = 0; c < d; ++c) {
       Vector<A> sum{};
@@ -129,23 +194,16 @@ struct BackwardBlock {
         const int64_t at = c * BLOCK<A> + half * LANES<A>;
         const Vector<A> q = tile::load(queries + at), x = tile::load(t + at);
         if (form == Form::kronecker) {
-          tile::store(dq + at, tile::load(dq + at) + key[c] * x);
+          tile::store(dq_part + at, tile::load(dq_part + at) + key[c] * x);
           sum += q * x;
         } else {
-          tile::store(dq + at, tile::load(dq + at) + x + key[c] * sigma[half]);
+          tile::store(dq_part + at, tile::load(dq_part + at) + x + key[c] * sigma[half]);
           sum += scale * x + q * sigma[half];
         }
       }
       dk1[c] += sum_lanes<A>(sum);
     }
-    for (int64_t c = 0; c < dv; ++c) {
-      Vector<A> sum{};
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = c * BLOCK<A> + half * LANES<A>;
-        sum += tile::load(grads + at) * tile::load(w + at);
-      }
-      dv1[c] += sum_lanes<A>(sum);
-    }
+    for (int64_t c = 0; c < dv; ++c) dv1[c] += dvalue[c];
   }
 };
 
@@ -192,11 +250,11 @@ struct PairsBackward {
     const A scale = A(shape.scale * Weight::unit);
     const Range js = k1.near(i, last), ks = k2.near(i, last);
     const Fold<A> fold{form, d, scale};
-    // Keys of the second set and their gradients that stay in L2 while the first set passes.
-    const int64_t chunk = std::max<int64_t>(1, 32768 / (d + dv) / TILE_BACK) * TILE_BACK;
+    const int64_t chunk = Queries::chunk(d, dv, k2.count);
     Interval lanes[TILE_BACK];
     for (int64_t begin = ks.begin; begin < ks.end; begin += chunk) {
       const int64_t end = std::min(ks.end, begin + chunk);
+      block.clear_parts(end - begin);
       for (int64_t j = js.begin; j < js.end; ++j) {
         const Interval at_j = k1.readers_of(j, i, BLOCK<A>);
         const bool whole_j = at_j.begin == 0 && at_j.end == BLOCK<A>;
@@ -212,11 +270,8 @@ struct PairsBackward {
         }
         block.fold_rows(form, scale);
         std::fill_n(block.t, d * BLOCK<A>, A(0));
-        std::fill_n(block.w, dv * BLOCK<A>, A(0));
-        for (int half = 0; half < 2; ++half) {
-          start[half] -= block.lse[half];
-          block.sigma[half] = Vector<A>{};
-        }
+        std::fill_n(block.dvalue, block.value_wide, A(0));
+        block.sigma[0] = block.sigma[1] = Vector<A>{};
         for (int64_t k = begin; k < end; k += TILE_BACK) {
           const int64_t count = std::min(TILE_BACK, end - k);
           bool whole = whole_j;
@@ -234,19 +289,23 @@ struct PairsBackward {
           } else {
             block.template score<true>(keys, values, count, start, lanes);
           }
-          if (whole || k2.finite) {
+          A* const dv2 = block.dv2_part + (k - begin) * block.value_wide;
+          if (whole || (k1.finite && k2.finite)) {
             add_product(d, keys, 1, d, block.ds, count, block.t);
-            add_product(dv, values, 1, dv, block.p, count, block.w);
+            block.template pass_values<false>(values, count, lanes, dv2);
           } else {
             add_product_inside(d, keys, 1, d, block.ds, count, lanes, block.t);
-            add_product_inside(dv, values, 1, dv, block.p, count, lanes, block.w);
+            block.template pass_values<true>(values, count, lanes, dv2);
           }
           add_outer(count, block.ds, BLOCK<A>, 1, block.folded_rows, BLOCK<A>,
-                    to.dk2 + k * block.wide, block.wide);
-          add_outer(count, block.p, BLOCK<A>, 1, block.folded_grad_rows, BLOCK<A>,
-                    to.dv2 + k * block.value_wide, block.value_wide);
+                    block.dk2_part + (k - begin) * block.wide, block.wide);
         }
         block.finish_key(form, scale, to.dk1 + j * d, to.dv1 + j * dv);
+        if ((j - js.begin) % APART == APART - 1 || j + 1 == js.end) {
+          block.add_parts(end - begin, to.dk2 + begin * block.wide,
+                          to.dv2 + begin * block.value_wide);
+          block.clear_parts(end - begin);
+        }
       }
     }
   }
@@ -291,11 +350,11 @@ int pairs_backward(const Shape& s, Form form, const KeySet<T>& first, const KeyS
   Failure failure;
   parallel_for(heads * slices, 1, 1, threads, [&](int64_t begin, int64_t end) {
     using Queries = BackwardBlock<A, Weight>;
-    const int64_t size = Queries::size(d, dv);
+    const int64_t size = Queries::size(d, dv, m2);
     const Scratch<A> memory(size);
     if (!memory.get()) return failure.raise();
     std::fill_n(memory.get(), size, A(0));  // the padding is read
-    Queries block({}, memory.get(), d, dv);
+    Queries block({}, memory.get(), d, dv, m2);
     const PairsBackward<T, Weight> pairs{s, form, first, second};
     for (int64_t item = begin; item < end; ++item) {
       const int64_t head = item / slices, b = head / s.kv_heads, kv = head % s.kv_heads;

@@ -372,10 +372,10 @@ struct SweepForward : Sweep<T, Polynomial> {
           A* const at = to + (g * rows + a) * across + c;
 #pragma GCC unroll 2
           for (int v = 0; v < V; ++v) {
-            Vector<A> sum = tile::load(at + v * LANES<A>);
+            Vector<A> sum{};
 #pragma GCC unroll 8
             for (int f = 0; f < F; ++f) sum += queries[(g * F + f) * rows + a] * r.sum[f][v];
-            tile::store(at + v * LANES<A>, sum);
+            tile::store(at + v * LANES<A>, tile::load(at + v * LANES<A>) + sum);
           }
         }
       }

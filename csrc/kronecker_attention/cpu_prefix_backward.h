@@ -283,10 +283,10 @@ struct SweepBackward : Sweep<T, PolynomialBackward> {
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) {
           A* const at = to + a * across + c + v * LANES<A>;
-          Vector<A> sum = tile::load(at);
+          Vector<A> sum{};
 #pragma GCC unroll 8
           for (int f = 0; f < F; ++f) sum += features[f * rows + a] * r.sum[f][v];
-          tile::store(at, sum);
+          tile::store(at, tile::load(at) + sum);
         }
       }
     });

@@ -30,12 +30,14 @@ def stub(module: str) -> dict[str, list[tuple[str, str]] | None]:
 def bound(module: str) -> dict[str, list[tuple[str, str]]]:
     """Name -> [(argument, type)] of every kernel that a module binds.
 
-    Both have those of csrc/*/bind.h; the CPU module alone has what a .cpp binds itself.
+    Both have those of csrc/*/bind.h of families with CUDA kernels; the CPU module alone has the
+    others', and what a .cpp binds itself.
     """
     python = {"double": "float", "bool": "bool", "int": "int", "int64_t": "int", "Address": "int"}
     found = {}
     folders = ROOT / "csrc"
-    for source in [*folders.glob("*/bind.h"), *(folders.glob("*/*.cpp") if module == "_C" else [])]:
+    headers = [h for h in folders.glob("*/bind.h") if module == "_C" or any(h.parent.glob("*.cu"))]
+    for source in [*headers, *(folders.glob("*/*.cpp") if module == "_C" else [])]:
         kernel = r'm\.def\(\s*"(\w+)",\s*\[t?\]\(([^)]*)\)'
         for name, arguments in re.findall(kernel, source.read_text()):
             pairs = [argument.split() for argument in arguments.split(",")]
