@@ -25,6 +25,10 @@ class Named:
         """The class's name in words."""
         return "".join(c if c.islower() else " " + c for c in cls.__name__).strip()
 
+    def attribute_future(self) -> None:
+        """Not implemented, as in Captum's classes of these names."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
+
 
 class NoiseTunnel(Named):
     """Mean, mean square or variance of another method's attributions under Gaussian noise.
@@ -40,6 +44,7 @@ class NoiseTunnel(Named):
         if not callable(getattr(attribution_method, "attribute", None)):
             raise fail_type("attribution_method", "an object with attribute()", attribution_method)
         self.attribution_method, self.seed, self.backend = attribution_method, seed, backend
+        self.forward_func = getattr(attribution_method, "forward_func", None)
 
     @property
     def multiplies_by_inputs(self) -> bool:
