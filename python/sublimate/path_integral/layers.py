@@ -21,6 +21,7 @@ from .arguments import (
     check_inputs,
     fail_value,
     filled,
+    narrow_dtype,
     spaces,
 )
 from .chunks import Limits, Problem, frozen
@@ -167,6 +168,12 @@ def layer_integrated_gradients(
     if not len(given[0]):
         raise fail_value("inputs", "at least one sample", tuple(given[0].shape))
     start = _start(baselines, given)
+    narrow = narrow_dtype(forward)
+    if narrow is not None:
+        given, start = (
+            tuple(t.to(narrow) if t.dtype == torch.float32 else t for t in values)
+            for values in (given, start)
+        )
     args = arguments_of(additional_forward_args)
     integer_between("n_steps", n_steps, 1, 2**31)
     one_of("method", method, quadrature.METHODS)

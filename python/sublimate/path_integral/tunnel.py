@@ -12,7 +12,8 @@ from .._checks import dense, fail_type, flags, integer_between, number
 from . import autograd
 from .arguments import as_tuple, check_inputs, fail_value, spaces
 from .chunks import pieces
-from .sampling import Draws, random_references, sample_numbers, seed_tensor
+from .sampling import Draws, random_references, sample_numbers
+from .shards import seed_tensor
 
 TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
 
