@@ -239,6 +239,9 @@ class LayerIntegratedGradients(_PathAttribution):
 
         grad_kwargs: of Captum's call of autograd; only allow_unused is accepted, being always on.
         """
+        flags(return_convergence_delta=return_convergence_delta, return_info=return_info)
+        if not isinstance(grad_kwargs, (dict, type(None))):
+            raise fail_type("grad_kwargs", "a dict or None", grad_kwargs)
         unknown = set(grad_kwargs or ()) - {"allow_unused"}
         if unknown:
             raise fail_value("grad_kwargs", "only allow_unused", ", ".join(sorted(unknown)))

@@ -149,6 +149,8 @@ def layer_integrated_gradients(
         Attributions like the layer's values (a tuple if it has several, a list for several
         layers), and ``Info`` with delta.
     """
+    if not callable(forward):
+        raise fail_type("forward", "a callable", forward)
     forward = eager(forward)
     several = isinstance(layer, (list, tuple))
     layers: list[Any] = list(as_tuple(layer)) if several else [layer]
@@ -246,7 +248,8 @@ def _start(
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
                 raise fail_value(name, f"a number or shape {tuple(x.shape)}, or 1 in place "
                                  "of the batch", tuple(b.shape))  # fmt: skip
-            found.append(b.to(x.device).expand(x.shape))
+            dtype = x.dtype if x.is_floating_point() else b.dtype
+            found.append(b.to(x.device, dtype).expand(x.shape))
             continue
         if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float, Tensor))):
             raise fail_type(name, "a tensor or a number", b)
