@@ -83,6 +83,27 @@ SUBLIMATE_HD Vec reciprocal(Vec b) {
   return _mm512_fmadd_ps(r, _mm512_max_ps(e, _mm512_set1_ps(-0.5f)), r);
 }
 
+// e^x as math.h's, by a table: x = (16 n + j) ln 2 / 16 + r, so that e^x = 2^n 2^(j/16) e^r, where
+// the lookup is one permute and e^r takes three terms (9e-9): seven operations of the multipliers
+// instead of ten. Error at most 2 ulp, more from |x| = 40 on, by 0.03 |x|, as ln 2 is off
+// by 1.9e-9.
+SUBLIMATE_HD Vec exp(Vec x) {
+  alignas(64) static constexpr float power[16] = {
+      1.0f,        1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f,
+      1.29683959f, 1.35425556f, 1.41421354f, 1.47682619f, 1.54221082f, 1.61049032f,
+      1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+  // Lowest and highest make the biased exponents 0 and 255, which are 0 and inf.
+  x = at_least(at_most(x, Vec(89.0f)), Vec(-87.9f));
+  // The float adder rounds: the low bits of 1.5 * 2^23 + 16 * 127 + k hold k + 16 * 127.
+  const Vec zero = Vec(12584944.0f), shifted = x * Vec(23.0831207f) + zero, k = shifted - zero;
+  const Vec r = x - k * Vec(0.0433216988f);
+  const __m512i bits = _mm512_castps_si512(shifted.lanes);
+  const Vec t = _mm512_permutexvar_ps(bits, _mm512_load_ps(power));
+  const Vec scale = _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_slli_epi32(bits, 19), _mm512_set1_epi32(0x7f800000)));
+  return (t + t * r * (Vec(1.0f) + r * (Vec(0.5f) + r * Vec(0.16666667f)))) * scale;
+}
+
 }  // namespace math
 
 SUBLIMATE_HD Vec load16(const float* p) { return _mm512_loadu_ps(p); }
@@ -168,6 +189,16 @@ SUBLIMATE_HD void store_pair(bfloat_t* p, VecPair x, bool stream) {
 // written in two thirds of the time, read back as fast). The address must be aligned to a register.
 SUBLIMATE_HD bool worth_streaming(const void* p, int64_t bytes) {
   return bytes >= (int64_t(8) << 20) && reinterpret_cast<uintptr_t>(p) % 64 == 0;
+}
+
+// Asks for all lines of a block before any of it is used, so that memory is read in bursts between
+// the writes of the block before: reads and writes that take turns line by line cost memory its
+// time to turn round. Measured with streamed writes, 64 MiB: 0.48 of eager's SiLU gradient against
+// 0.65 without, as good for blocks of 1 and 2 KiB, worse from 4 KiB on (more lines than the core
+// can ask for at once).
+SUBLIMATE_HD void fetch_block(const void* p, int64_t bytes) {
+  const char* line = static_cast<const char*>(p);
+  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(line + at, _MM_HINT_NTA);
 }
 
 }  // namespace sublimate

@@ -240,6 +240,7 @@ struct ForwardLoop {
   // n elements, a multiple of 64, at most a block: first all values, then all codes, so that each
   // loop keeps its constants in registers; the block is read twice, the second time from L1.
   void run(const T* x, T* y, int n, bool stream, uint32_t* word) const {
+    if (stream) fetch_block(x, n * sizeof(T));
     if (y) visit(k.fn, ValueRun<T>{x, y, n, stream, Vec(a), Vec(b)});
     // A whole block's words are whole cache lines, 64 bytes for each bit.
     alignas(64) uint32_t lines[BLOCK / GROUP * MAX_BITS];
@@ -280,6 +281,36 @@ int forward_as(const Forward& k) {
   return kOk;
 }
 
+#if defined(__AVX512F__)
+// levels[code] * grad of n elements, a multiple of 128. With the number of bits known here a word
+// costs no loop.
+template <int bits, class T>
+inline void backward_run(const uint32_t* packed, const T* grad, T* dx, int n, __m512 table,
+                         bool stream) {
+  if (stream) {
+    fetch_block(grad, n * int64_t(sizeof(T)));
+    fetch_block(packed, n / GROUP * bits * int64_t(sizeof(uint32_t)));
+  }
+  // Four groups are read before one is written: a read of the next elements whose address agrees
+  // with a pending write in its low 12 bits waits for it.
+  constexpr int AHEAD = 4;
+  for (int base = 0; base < n; base += AHEAD * GROUP) {
+    Vec g[2 * AHEAD];
+    for (int q = 0; q < 2 * AHEAD; ++q) g[q] = load16(grad + base + 16 * q);
+    for (int q = 0; q < AHEAD; ++q) {
+      __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+      codes32(packed + (base / GROUP + q) * bits, bits, code);
+      const Vec low = _mm512_permutexvar_ps(code[0], table);
+      const Vec high = _mm512_permutexvar_ps(code[1], table);
+      store32(dx + base + q * GROUP, low * g[2 * q], high * g[2 * q + 1], stream);
+    }
+  }
+}
+
+template <class T>
+using BackwardRun = void (*)(const uint32_t*, const T*, T*, int, __m512, bool);
+#endif
+
 template <class T>
 int backward_as(const Backward& k) {
   using A = arith_t<T>;
@@ -290,21 +321,15 @@ int backward_as(const Backward& k) {
     int64_t base = begin;
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<A, float>) {
+      constexpr BackwardRun<T> runs[MAX_BITS] = {backward_run<1, T>, backward_run<2, T>,
+                                                 backward_run<3, T>, backward_run<4, T>};
       const __m512 table = _mm512_loadu_ps(levels.value);
       const bool stream = worth_streaming(dx, k.n * int64_t(sizeof(T)));
-      // Four groups are read before one is written: a read of the next elements whose address
-      // agrees with a pending write in its low 12 bits waits for it.
-      constexpr int AHEAD = 4;
-      for (; base + AHEAD * GROUP <= end; base += AHEAD * GROUP) {
-        Vec g[2 * AHEAD];
-        for (int q = 0; q < 2 * AHEAD; ++q) g[q] = load16(grad + base + 16 * q);
-        for (int q = 0; q < AHEAD; ++q) {
-          __m512i code[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-          codes32(k.packed + (base / GROUP + q) * k.bits, k.bits, code);
-          const Vec low = _mm512_permutexvar_ps(code[0], table);
-          const Vec high = _mm512_permutexvar_ps(code[1], table);
-          store32(dx + base + q * GROUP, low * g[2 * q], high * g[2 * q + 1], stream);
-        }
+      while (base + 128 <= end) {
+        const int n = int(std::min<int64_t>(BLOCK, (end - base) / 128 * 128));
+        runs[k.bits - 1](k.packed + base / GROUP * k.bits, grad + base, dx + base, n, table,
+                         stream);
+        base += n;
       }
       if (stream) _mm_sfence();
     }

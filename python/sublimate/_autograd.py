@@ -94,8 +94,10 @@ def refuse_double_backward(reason: str) -> Callable[..., Any]:
     def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(backward)
         def wrapped(ctx: Any, *grads: Any) -> Any:
+            if not torch.is_grad_enabled():  # the ordinary backward: nothing below is needed
+                return backward(ctx, *grads)
             # Compiled graphs refuse double backward by themselves, and trace this function.
-            recording = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            recording = not torch.compiler.is_compiling()
             transforms = _functorch_derivatives() if recording else 0
             if transforms > 1:
                 raise RuntimeError(reason)

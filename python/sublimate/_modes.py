@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def ordinary(x: Tensor) -> bool:
-    """Whether nothing watches what is done with x: no tracing, mode, transform or subclass.
+    """Whether nothing watches what is done with x: no tracing, mode, transform, subclass or lazy
+    view (which the dispatcher would resolve).
 
     Then a registered op may be called past the dispatcher, whose way through Python costs 8 us.
     """
@@ -25,6 +26,8 @@ def ordinary(x: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
+        and not x.is_neg()
+        and not x.is_conj()
     )
 
 

@@ -15,10 +15,18 @@ from torch import Tensor
 
 from .._autograd import keep_signature, refuse_double_backward
 from .._dtypes import accumulator
-from .ops import NO_VMAP
+from .._modes import ordinary
+from .ops import NO_VMAP, run_bwd
 from .reference import NO_SECOND
 
 ops = torch.ops.sublimate  # registered by importing .ops above
+
+
+def _bwd(
+    dy: Tensor, packed: Tensor, levels: Tensor, stride: Any, bits: int, backend: str
+) -> Tensor:
+    run = run_bwd if ordinary(dy) else ops.fewbit_bwd
+    return run(dy, packed, levels, stride, bits, backend)
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
@@ -61,7 +69,7 @@ class FewBit(torch.autograd.Function):
         dx = None
         if dy is not None:
             packed, levels = ctx.saved_tensors
-            dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
+            dx = _bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
         return dx, *(None,) * 9
 
 
@@ -113,7 +121,7 @@ class FewBitGiven(torch.autograd.Function):
         dx = None
         if dy is not None:
             packed, levels = ctx.saved_tensors
-            dx = ops.fewbit_bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
+            dx = _bwd(dy, packed, levels, ctx.stride, ctx.bits, ctx.backend)
         return dx, *(None,) * 8
 
 

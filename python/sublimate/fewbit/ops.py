@@ -146,9 +146,10 @@ def _encode(
     return packed
 
 
-def _bwd(
-    grad: Tensor, packed: Tensor, levels: Tensor, stride: list[int], bits: int, backend: str
+def run_bwd(
+    grad: Tensor, packed: Tensor, levels: Tensor, stride: Any, bits: int, backend: str
 ) -> Tensor:
+    """fewbit_bwd without the dispatcher, for ordinary tensors."""
     dx = _alloc_bwd(grad, stride)
     grad = _like(grad, dx)
     if backend == "triton":
@@ -219,7 +220,7 @@ def _gated_bwd(
 _KEY = "CompositeExplicitAutograd"  # every device; the backend argument says which kernel
 _library.impl("fewbit_fwd", _fwd, _KEY)
 _library.impl("fewbit_encode", _encode, _KEY)
-_library.impl("fewbit_bwd", _bwd, _KEY)
+_library.impl("fewbit_bwd", run_bwd, _KEY)
 _library.impl("fewbit_gated_fwd", _gated_fwd, _KEY)
 _library.impl("fewbit_gated_bwd", _gated_bwd, _KEY)
 
