@@ -80,11 +80,18 @@ SUBLIMATE_HD void write_run(T* out, int n, bool stream, const Value& value) {
   } else {
     for (; i + PAIR <= n; i += PAIR) pair(i, false);
   }
+  // Past the caches the rest must not touch a line that has left them.
+  for (; stream && i < n; i += L) {
+    put(out + i, value(i, std::min(L, n - i)), std::min(L, n - i));
+  }
   if (i < n) pair(n - PAIR, false);
 }
 
-// Whether `bytes` of output are more than the caches keep (common/vec.h).
-inline bool past_caches(int64_t bytes) { return worth_streaming(nullptr, bytes); }
+// Whether `bytes` of output are more than the caches keep for the model that reads them next.
+// Below, an output written past them costs two to five times as much, and its reader waits too.
+inline bool past_caches(int64_t bytes) {
+  return bytes >= (int64_t(24) << 20) && worth_streaming(nullptr, bytes);
+}
 
 // Normal numbers of words first .. first + n, n <= BLOCK; `normal` has room for n + 64. A counter
 // gives four words, so the run begins at a multiple of four and is moved into place. Counters are

@@ -54,6 +54,16 @@ def main(rank: int, store: str) -> None:
         torch.testing.assert_close(
             together, alone, atol=atol, rtol=0, msg=lambda m, name=name: f"{name}: {m}"
         )
+    # A seed by chance: the first process's.
+    for draw in (
+        lambda **k: pi.smooth_grad(model, batch, 1, n_samples=3, seed=None, **k),
+        lambda **k: pi.expected_gradients(
+            model, batch, REFERENCES, 1, n_samples=8, seed=None, **k),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        alone = draw()
+        torch.manual_seed(rank)
+        torch.testing.assert_close(draw(group=group), alone, atol=1e-13, rtol=0)
     try:
         pi.integrated_gradients(model, batch, B, 1, group=group, create_graph=True)
     except ValueError as error:

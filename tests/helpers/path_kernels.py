@@ -19,8 +19,9 @@ from torch import Tensor
 from . import parity
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-#: (points, samples, size): around vectors, the CPU's block of 1024 and Triton's of 512.
-SIZES = ((1, 1, 1), (3, 2, 37), (2, 3, 1030), (0, 2, 5), (2, 0, 5), (2, 1, 2049))
+#: (points, samples, size): around vectors, the CPU's block of 1024 and Triton's of 512, and the
+#: four points that the CPU sums at once.
+SIZES = ((1, 1, 1), (3, 2, 37), (2, 3, 1030), (0, 2, 5), (2, 0, 5), (2, 1, 2049), (10, 2, 45))
 #: (points, images, channels, height, width, mask height, mask width)
 PICTURES = (
     (2, 2, 3, 9, 11, 3, 4), (1, 1, 1, 1, 1, 1, 1), (3, 2, 1, 32, 40, 28, 28),

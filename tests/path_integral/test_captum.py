@@ -19,10 +19,75 @@ F64 = torch.float64
 RELU = torch.nn.functional.relu
 
 
-@pytest.mark.parametrize(
-    "name", ["IntegratedGradients", "LayerIntegratedGradients", "GradientShap", "NoiseTunnel",
-             "Saliency"],
-)  # fmt: skip
+CLASSES = ["IntegratedGradients", "LayerIntegratedGradients", "GradientShap", "NoiseTunnel",
+           "Saliency"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_public_method_of_captums_is_there(name: str) -> None:
+    """And ``attribute_future`` is refused in Captum's words."""
+    ours, theirs = getattr(pi, name), getattr(captum, name)
+    public = {m for m in dir(theirs) if not m.startswith("_")}
+    assert public - set(dir(ours)) == set()
+    for method in public & {"compute_convergence_delta", "interpolate"}:
+        mine, their = (inspect.signature(getattr(c, method)).parameters for c in (ours, theirs))
+        assert {k: v.default for k, v in mine.items()} == {k: v.default for k, v in their.items()}
+    if "attribute_future" in public:
+        said = []
+        for library in (pi, captum):
+            arguments = (library.Saliency(mlp()),) if name == "NoiseTunnel" else (mlp(),)
+            with pytest.raises(NotImplementedError) as refused:
+                getattr(library, name)(*arguments).attribute_future()
+            said.append(str(refused.value))
+        assert said[0] == said[1]
+
+
+def test_the_delta_of_given_attributions() -> None:
+    model, x, b = mlp(), torch.randn(4, 5, dtype=F64), torch.randn(4, 5, dtype=F64)
+    found = torch.randn(4, 5, dtype=F64)
+    for name in ("Saliency", "IntegratedGradients", "GradientShap"):
+        for start in (b, b[:1], 0.5, None):
+            got, want = (
+                getattr(library, name)(model).compute_convergence_delta(
+                    found, start, x, [0, 1, 2, 0]
+                )
+                for library in (pi, captum)
+            )
+            torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+        for library in (pi, captum):
+            with pytest.raises(AssertionError):
+                getattr(library, name)(model).compute_convergence_delta(found[:3], b, x, 1)
+            with pytest.raises(AssertionError):
+                getattr(library, name)(model).compute_convergence_delta(found, b, x, [1, 2])
+
+
+def test_the_delta_of_a_layer_behind_token_ids() -> None:
+    torch.manual_seed(0)
+    embedding = nn.Embedding(9, 3)
+    model = nn.Sequential(embedding, nn.Flatten(), nn.Linear(12, 2), nn.Tanh())
+    ids, start = torch.randint(0, 9, (3, 4)), torch.zeros(1, 4, dtype=torch.int64)
+    deltas = []
+    for library in (pi, captum):
+        method = library.LayerIntegratedGradients(model, embedding)
+        found, delta = method.attribute(ids, start, 1, return_convergence_delta=True)
+        again = method.compute_convergence_delta(found, start, ids, 1)
+        torch.testing.assert_close(again, delta, atol=1e-5, rtol=0)
+        deltas.append(again)
+    torch.testing.assert_close(*deltas, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "size", "mode"), [
+    ((2, 3, 4), 9, "linear"), ((2, 3, 4, 5), (8, 7), "nearest"), ((1, 2, 3, 3), (6, 6), "bilinear"),
+])  # fmt: skip
+def test_layer_attributions_are_resized(shape: Any, size: Any, mode: str) -> None:
+    x = torch.randn(shape)
+    got, want = (
+        library.LayerIntegratedGradients.interpolate(x, size, mode) for library in (pi, captum)
+    )
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_signatures_begin_with_captums(name: str) -> None:
     ours, theirs = getattr(pi, name), getattr(captum, name)
     for method in ("__init__", "attribute"):

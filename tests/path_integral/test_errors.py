@@ -13,6 +13,8 @@ from torch import Tensor
 IG = pi.integrated_gradients
 CROSS = pi.cross_domain_integrated_gradients
 TUNNEL = pi.NoiseTunnel(pi.Saliency(mlp()))
+LINEAR = torch.nn.Linear(5, 3).double()
+LAYER = pi.LayerIntegratedGradients(LINEAR, LINEAR)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,13 @@ def test_nan_is_reported_with_its_path_point() -> None:
         (lambda: pi.integrated_hessian(mlp(), (X,)), TypeError, "inputs"),
         (lambda: pi.attribution_prior(X, kind="nice"), ValueError, "kind"),
         (lambda: pi.attribution_prior(X, backend="nice"), ValueError, "backend"),
+        (lambda: pi.attribution_prior(X, kind=lambda a: None), TypeError, "kind"),
+        (lambda: pi.layer_integrated_gradients(3, LINEAR, X), TypeError, "forward"),
+        (lambda: LAYER.attribute(X, target=1, grad_kwargs=[1]), TypeError, "grad_kwargs"),
+        (lambda: LAYER.attribute(X, target=1, grad_kwargs={"create_graph": True}), ValueError,
+         "grad_kwargs"),
+        (lambda: LAYER.attribute(X, target=1, return_convergence_delta=1), TypeError,
+         "return_convergence_delta"),
         (lambda: TUNNEL.attribute(X, "meangrad"), ValueError, "nt_type"),
         (lambda: pi.LayerIntegratedGradients(mlp(), torch.nn.Linear(1, 1)).attribute(X, target=1),
          ValueError, "layer"),
@@ -132,6 +141,11 @@ def test_nan_is_reported_with_its_path_point() -> None:
 def test_other_estimators(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}: expected"):
         call()
+
+
+def test_large_ints_are_numbers() -> None:
+    assert pi.integrated_gradients(mlp(), X, target=1, tol=2**70).shape == X.shape
+    assert pi.moreau_grad(mlp(), X, 1, lam=1, tol=2**70, sparsity=2**70).shape == X.shape
 
 
 def test_captums_assertions_are_caught_as_such() -> None:

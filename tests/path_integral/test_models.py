@@ -31,6 +31,39 @@ def test_16_bit_models_have_a_float32_path_and_sums(dtype: torch.dtype, limit: f
     assert set(seen) == {dtype}
 
 
+def test_every_estimator_takes_float32_inputs_to_a_bf16_model() -> None:
+    """And gives float32 attributions near those of the model in float32."""
+    torch.manual_seed(0)
+    narrow = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.GELU(), nn.Flatten(),
+                           nn.Linear(108, 3)).bfloat16()  # fmt: skip
+    exact = copy.deepcopy(narrow).float()
+    x, references = torch.rand(2, 2, 6, 6), torch.rand(3, 2, 6, 6)
+    pair = (torch.fft.fft, lambda z: torch.fft.ifft(z).real)
+    fft = pi.cross_domain_integrated_gradients
+    for name, run in {
+        "frequencies": lambda m: fft(m, x, None, 1, n_steps=4),
+        "pair": lambda m: fft(m, x, None, 1, n_steps=4, transform=pair),
+        "shap": lambda m: pi.gradient_shap(m, x, references, 1, seed=0),
+        "moreau": lambda m: pi.moreau_grad(m, x, 1, lam=0.01, tol=1e-2),
+        "full": lambda m: pi.full_grad(m, x, 1).input_part,
+        "norm": lambda m: pi.norm_grad(m, x, 1, layer=m[0]),
+        "hessian": lambda m: pi.integrated_hessian(m, x, None, 1, n_steps=2),
+        "layer": lambda m: pi.LayerIntegratedGradients(m, m[0]).attribute(x, target=1, n_steps=4),
+        "tunnel": lambda m: pi.NoiseTunnel(pi.IntegratedGradients(m), seed=1).attribute(
+            x, target=1, n_steps=4),
+    }.items():  # fmt: skip
+        got, want = run(narrow), run(exact)
+        assert got.dtype == torch.float32, name
+        assert float((got - want).norm() / want.norm()) < 2e-2, name
+
+
+def test_norm_maps_of_16_bits_keep_their_range() -> None:
+    """Squares of 1e-4 and of 300 are no float16 numbers."""
+    a, g = torch.full((1, 4, 3, 3), 300.0), torch.full((1, 4, 3, 3), 1e-4)
+    got = pi.norm_grad_maps(a.half(), g.half(), "conv1x1")
+    torch.testing.assert_close(got, pi.norm_grad_maps(a, g, "conv1x1"), rtol=1e-3, atol=0)
+
+
 def test_sums_over_many_points_do_not_drown_in_16_bits() -> None:
     """4,096 equal gradients: a bf16 sum would stop growing at 256 of them."""
     x = torch.ones(1, 8, dtype=torch.bfloat16)

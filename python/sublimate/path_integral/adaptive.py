@@ -46,7 +46,7 @@ def adaptive(
     change from the rule of half as many points, plus rounding. The latter is the error of the
     coarser rule, so for a smooth model the estimate is far above the truth.
     """
-    most = check(problem, tol, max_steps)
+    most, tol = check(problem, tol, max_steps), float(tol)
     levels = quadrature.nested_levels(most)
     batch, device = problem.batch, problem.x[0].device
     active = torch.arange(batch, device=device)

@@ -144,10 +144,15 @@ def parameter_dtype(forward: Forward) -> torch.dtype | None:
     return next((p.dtype for p in parameters_of(forward) if p.dtype.is_floating_point), None)
 
 
+def narrow_dtype(forward: Forward) -> torch.dtype | None:
+    """The dtype of a 16-bit module, which float32 inputs are given in."""
+    own = parameter_dtype(forward)
+    return own if own in (torch.float16, torch.bfloat16) else None
+
+
 def spaces(forward: Forward, inputs: tuple[Tensor, ...]) -> tuple[Space, ...]:
     """Layout of each input; float32 inputs of a 16-bit module get points in its dtype."""
-    own = parameter_dtype(forward)
-    narrow = own if own in (torch.float16, torch.bfloat16) else None
+    narrow = narrow_dtype(forward)
     found = []
     for x in inputs:
         real = _COMPLEX.get(x.dtype, x.dtype)

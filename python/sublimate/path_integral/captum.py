@@ -16,7 +16,7 @@ from .arguments import Forward, as_tuple, fail_value, flat_baselines
 from .chunks import frozen
 from .expected import expected_gradients
 from .functional import integrated_gradients
-from .layers import layer_integrated_gradients
+from .layers import change_between, layer_integrated_gradients
 from .path import endpoints, setup, shaped
 from .shap import gradient_shap
 from .smooth import smooth_grad
@@ -73,6 +73,39 @@ class _Attribution(Named):
         """Whether ``return_convergence_delta`` is an argument of ``attribute``."""
         return False
 
+    def compute_convergence_delta(
+        self,
+        attributions: Any,
+        start_point: Any,
+        end_point: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+    ) -> Tensor:
+        """Sum of attributions less F(end_point) - F(start_point), of each sample: (B,).
+
+        The points may be integers (token ids), where attributions are a layer's.
+        """
+        ends = as_tuple(end_point)
+        if any(isinstance(t, Tensor) and not (t.is_floating_point() or t.is_complex())
+               for t in ends):  # fmt: skip
+            change = change_between(
+                self.forward_func, start_point, ends, target, additional_forward_args
+            )
+        else:
+            problem, tensors, _, backend = setup(
+                self.forward_func, end_point, target, False, additional_forward_args, False,
+                self.backend,
+            )  # fmt: skip
+            start = flat_baselines(start_point, tensors, problem.layout, "start_point")
+            (change,) = endpoints(problem, start, 2 * problem.batch, backend)
+        total: Any = 0
+        for a in as_tuple(attributions):
+            if a.shape[0] != len(change):
+                raise fail_value("attributions", f"{len(change)} samples", a.shape[0])
+            total = total + a.detach().reshape(len(change), -1).sum(1)
+        delta: Tensor = total - change
+        return delta
+
 
 class _PathAttribution(_Attribution):
     def __init__(
@@ -92,29 +125,6 @@ class _PathAttribution(_Attribution):
 
     def has_convergence_delta(self) -> bool:
         return True
-
-    def compute_convergence_delta(
-        self,
-        attributions: Any,
-        start_point: Any,
-        end_point: Any,
-        target: Any = None,
-        additional_forward_args: Any = None,
-    ) -> Tensor:
-        """Sum of attributions less F(end_point) - F(start_point), of each sample: (B,)."""
-        problem, tensors, _, backend = setup(
-            self.forward_func, end_point, target, False, additional_forward_args, False,
-            self.backend,
-        )  # fmt: skip
-        start = flat_baselines(start_point, tensors, problem.layout, "start_point")
-        (change,) = endpoints(problem, start, 2 * problem.batch, backend)
-        total: Any = 0
-        for a in as_tuple(attributions):
-            if a.shape[0] != problem.batch:
-                raise fail_value("attributions", f"{problem.batch} samples", a.shape[0])
-            total = total + a.detach().reshape(problem.batch, -1).sum(1)
-        delta: Tensor = total - change
-        return delta
 
 
 class IntegratedGradients(_PathAttribution):
@@ -194,6 +204,18 @@ class LayerIntegratedGradients(_PathAttribution):
         self.layer, self.device_ids = layer, device_ids
         self.compat_trapezoid = compat_trapezoid
 
+    @staticmethod
+    def interpolate(
+        layer_attribution: Tensor,
+        interpolate_dims: int | tuple[int, ...],
+        interpolate_mode: str = "nearest",
+    ) -> Tensor:
+        """Attributions [B, C, ...] of a layer, resized to the size of an input."""
+        found: Tensor = nn.functional.interpolate(
+            layer_attribution, interpolate_dims, mode=interpolate_mode
+        )
+        return found
+
     def attribute(
         self,
         inputs: Any,
@@ -217,6 +239,9 @@ class LayerIntegratedGradients(_PathAttribution):
 
         grad_kwargs: of Captum's call of autograd; only allow_unused is accepted, being always on.
         """
+        flags(return_convergence_delta=return_convergence_delta, return_info=return_info)
+        if not isinstance(grad_kwargs, (dict, type(None))):
+            raise fail_type("grad_kwargs", "a dict or None", grad_kwargs)
         unknown = set(grad_kwargs or ()) - {"allow_unused"}
         if unknown:
             raise fail_value("grad_kwargs", "only allow_unused", ", ".join(sorted(unknown)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._checks import fail_type, flags, integer_between, one_of
 from . import quadrature
 from .adaptive import adaptive
-from .arguments import Forward, check_inputs, fail_value, flat_baselines
+from .arguments import Forward, check_inputs, fail_value, flat_baselines, narrow_dtype
 from .chunks import Limits, frozen
 from .functional import integrated_gradients
 from .path import endpoints, fixed, setup, with_extras
@@ -139,9 +139,13 @@ class _Composed:
     def __init__(self, forward: Forward, back: Callable[[Tensor], Tensor]) -> None:
         self.forward, self.back = forward, back
         self.__self__ = forward
+        self.narrow = narrow_dtype(forward)
 
     def __call__(self, spectrum: Tensor, *args: Any) -> Any:
-        return self.forward(self.back(spectrum), *args)
+        x = self.back(spectrum)
+        if self.narrow is not None and x.dtype == torch.float32:
+            x = x.to(self.narrow)
+        return self.forward(x, *args)
 
 
 def _named(

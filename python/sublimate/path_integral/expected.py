@@ -20,7 +20,6 @@ from .sampling import (
     random_references,
     sample_numbers,
     sample_sums,
-    seed_tensor,
 )
 from .shards import Shards
 
@@ -141,7 +140,7 @@ def expected_gradients(
             raise fail_value("n_samples", f"at least {count}, one for each reference", n_samples)
     device = problem.x[0].device
     sample = sample_numbers(sample_ids, problem.batch, device)
-    draws = _draws(problem, count, n_samples, stratified, method, seed_tensor(seed, device), sample)
+    draws = _draws(problem, count, n_samples, stratified, method, shards.seed(seed, device), sample)
     return _run(
         problem, base, draws, limits, chosen, shards, single,
         forward=forward, multiply=multiply_by_inputs, want_delta=return_convergence_delta,

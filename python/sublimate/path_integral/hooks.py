@@ -23,7 +23,7 @@ class FullGradients:
     """A decomposition of the output.
 
     Attributes:
-        input_part: x * gradient, like inputs.
+        input_part: x * gradient, like inputs (all parts float32 for a 16-bit model).
         bias_parts: module name -> what its constant part contributes at each place, [B, ...].
         output: F(x) [B].
         delta: sum of all parts less the output [B]; 0 where every operation that is not linear
@@ -47,6 +47,11 @@ class FullGradients:
                 shown = F.interpolate(shown, size, mode="bilinear", align_corners=False)
                 total = total + shown[:, 0]
         return total
+
+
+def _wide(t: Tensor) -> Tensor:
+    """16-bit numbers in float32: squares of theirs may leave float16's range at both ends."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _check_size(size: Any) -> None:
@@ -138,17 +143,18 @@ def full_grad(
             if g is None:
                 continue
             constant = _constant(module, given, out if create_graph else out.detach())
-            part = g * constant
+            part = _wide(g) * _wide(constant)
             if bool((part != 0).any()):
                 parts[name] = parts[name] + part if name in parts else part
         inner = [
-            torch.zeros_like(x) if g is None else x.detach() * g if not create_graph else x * g
+            _wide(torch.zeros_like(x) if g is None else x if create_graph else x.detach())
+            * (1 if g is None else _wide(g))
             for x, g in zip(xs, grads, strict=False)
         ]
-        total: Any = picked.detach().new_zeros(problem.batch)
+        total: Any = _wide(picked.detach()).new_zeros(problem.batch)
         for t in (*inner, *parts.values()):
             total = total + t.detach().reshape(problem.batch, -1).sum(1)
-    value = picked.detach().reshape(-1)
+    value = _wide(picked.detach()).reshape(-1)
     return FullGradients(inner[0] if single else tuple(inner), parts, value, total - value)
 
 
@@ -202,7 +208,7 @@ def norm_grad_maps(activation: Tensor, gradient: Tensor, kind: str) -> Tensor:
             |x_u * g_u|.
 
     Returns:
-        [B, H, W].
+        [B, H, W], float32 for 16-bit values.
 
     Raises:
         ValueError: an unknown kind.
@@ -212,6 +218,7 @@ def norm_grad_maps(activation: Tensor, gradient: Tensor, kind: str) -> Tensor:
         floating_tensor(name, t)
         if t.dim() != 4 or t.shape != activation.shape:
             raise fail_value(name, "[B, C, H, W], activation and gradient alike", tuple(t.shape))
+    activation, gradient = _wide(activation), _wide(gradient)
     norm = gradient.square().sum(1).sqrt()
     if kind == "bias":
         return norm

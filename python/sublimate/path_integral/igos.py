@@ -16,7 +16,8 @@ from . import autograd
 from .arguments import Forward, fail_value
 from .chunks import Limits, Problem, frozen, pieces, run_halving
 from .path import setup
-from .sampling import sample_numbers, seed_tensor
+from .sampling import sample_numbers
+from .shards import seed_tensor
 
 _TRIALS = 6  # step sizes tried, each half of the one before
 

@@ -21,6 +21,7 @@ from .arguments import (
     check_inputs,
     fail_value,
     filled,
+    narrow_dtype,
     spaces,
 )
 from .chunks import Limits, Problem, frozen
@@ -148,6 +149,8 @@ def layer_integrated_gradients(
         Attributions like the layer's values (a tuple if it has several, a list for several
         layers), and ``Info`` with delta.
     """
+    if not callable(forward):
+        raise fail_type("forward", "a callable", forward)
     forward = eager(forward)
     several = isinstance(layer, (list, tuple))
     layers: list[Any] = list(as_tuple(layer)) if several else [layer]
@@ -167,6 +170,12 @@ def layer_integrated_gradients(
     if not len(given[0]):
         raise fail_value("inputs", "at least one sample", tuple(given[0].shape))
     start = _start(baselines, given)
+    narrow = narrow_dtype(forward)
+    if narrow is not None:
+        given, start = (
+            tuple(t.to(narrow) if t.dtype == torch.float32 else t for t in values)
+            for values in (given, start)
+        )
     args = arguments_of(additional_forward_args)
     integer_between("n_steps", n_steps, 1, 2**31)
     one_of("method", method, quadrature.METHODS)
@@ -206,22 +215,43 @@ def layer_integrated_gradients(
     return (split if several else split[0]), info
 
 
-def _start(baselines: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def change_between(
+    forward: Forward, start: Any, end: tuple[Tensor, ...], target: Any, additional_forward_args: Any
+) -> Tensor:
+    """F(end) - F(start) of inputs of any dtype, (B,)."""
+    if not all(isinstance(t, Tensor) and t.dim() for t in end):
+        raise fail_type("end_point", "tensors with the batch first", end)
+    args = arguments_of(additional_forward_args)
+    batch = end[0].shape[0]
+    chosen = Target.of(target, batch)
+    with torch.no_grad():
+        top, bottom = (
+            chosen.pick(forward(*values, *args), 1, batch)[0]
+            for values in (end, _start(start, end, "start_point"))
+        )
+    change: Tensor = top - bottom
+    return change
+
+
+def _start(
+    baselines: Any, given: tuple[Tensor, ...], name: str = "baselines"
+) -> tuple[Tensor, ...]:
     """Baselines in the shape of the inputs."""
     chosen = (None,) * len(given) if baselines is None else as_tuple(baselines)
     if len(chosen) != len(given):
-        raise fail_value("baselines", f"one for each of {len(given)} inputs", len(chosen))
+        raise fail_value(name, f"one for each of {len(given)} inputs", len(chosen))
     found = []
     for b, x in zip(chosen, given, strict=True):
         if isinstance(b, Tensor):
-            readable("baselines", b)
+            readable(name, b)
         if isinstance(b, Tensor) and b.dim() > 0:
             if b.shape[1:] != x.shape[1:] or b.shape[0] not in (1, x.shape[0]):
-                raise fail_value("baselines", f"a number or shape {tuple(x.shape)}, or 1 in place "
+                raise fail_value(name, f"a number or shape {tuple(x.shape)}, or 1 in place "
                                  "of the batch", tuple(b.shape))  # fmt: skip
-            found.append(b.to(x.device).expand(x.shape))
+            dtype = x.dtype if x.is_floating_point() else b.dtype
+            found.append(b.to(x.device, dtype).expand(x.shape))
             continue
         if b is not None and (isinstance(b, bool) or not isinstance(b, (int, float, Tensor))):
-            raise fail_type("baselines", "a tensor or a number", b)
-        found.append(filled("baselines", x, 0 if b is None else b, x.dtype))
+            raise fail_type(name, "a tensor or a number", b)
+        found.append(filled(name, x, 0 if b is None else b, x.dtype))
     return tuple(found)

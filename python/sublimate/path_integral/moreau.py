@@ -133,6 +133,7 @@ def moreau_grad(
     if tol is None:
         tol = 1e-11 if space.acc == torch.float64 else 1e-5
     number("tol", tol)
+    lam, sparsity, tol = float(lam), float(sparsity), float(tol)
     grouped = _check_groups(groups, space.size, inputs.device)
     with frozen(forward, True), torch.no_grad():
         d, info = _minimise(problem, lam, sparsity, grouped, tol, max_iter)

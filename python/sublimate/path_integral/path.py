@@ -146,7 +146,7 @@ def _integrate_behind(
     )  # fmt: skip
     sums = integrate(inner, (ends[1].flatten(1),), nodes, rows, backend)
     count = len(sums.acc[0][0])
-    left = front.leave([s for (target,) in sums.acc for s in target])
+    left = front.leave([s for (target,) in sums.acc for s in target], ends[0].shape)
     if moved is not None:
         left = [s * moved for s in left]
     acc = [[left[i : i + count]] for i in range(0, len(left), count)]
@@ -175,7 +175,9 @@ def _integrate_at_once(
     ):
         report_nan(values, alpha, batch)
         grad = grad.reshape(points, batch, -1)
-        left = front.leave([autograd.accumulate(grad, w, backend=backend)[0] for w in weights])
+        left = front.leave(
+            [autograd.accumulate(grad, w, backend=backend)[0] for w in weights], h.shape
+        )
         result.acc.append([left if moved is None else [s * moved for s in left]])
         result.values.append(values.view(points, batch))
     return result

@@ -98,7 +98,11 @@ def attribution_prior(
                 _backends.resolve("path_integral", backend, a)
         # A sample of one number has no dimension of its own.
         parts = tuple(a[:, None] if a.dim() == 1 else a for a in parts)
-        return torch.stack([fn(a).mean() for a in parts]).sum()
+        found = [fn(a) for a in parts]
+        for value in found:
+            if not isinstance(value, Tensor):
+                raise fail_type("kind", "a function that returns a torch.Tensor", value)
+        return torch.stack([value.mean() for value in found]).sum()
 
     return penalty if attributions is None else penalty(attributions)
 

@@ -100,13 +100,6 @@ class Draws:
         }  # fmt: skip
 
 
-def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """A 0-dim int64 seed; None draws one from torch's generator."""
-    if seed is None:
-        return torch.randint(2**63 - 1, (), dtype=torch.int64).to(device)
-    return torch.as_tensor(seed, dtype=torch.int64, device=device)
-
-
 def sample_numbers(sample_ids: Any, batch: int, device: torch.device) -> Tensor:
     """Global numbers of the samples: 0 .. B - 1, or as given."""
     if sample_ids is None:

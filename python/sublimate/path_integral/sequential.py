@@ -191,14 +191,17 @@ class Front:
                 h = m(h)
         return h
 
-    def leave(self, grads: Sequence[Tensor]) -> list[Tensor]:
+    def leave(self, grads: Sequence[Tensor], shape: torch.Size) -> list[Tensor]:
         """Sums of gradients with respect to P(x), [B, E'] each -> with respect to x, [B, E].
 
-        Gradients are not recorded; the caller has seen to that.
+        Gradients are not recorded; the caller has seen to that. ``shape`` is that of P(x).
         """
-        linear = self.linear
+        linear, only = self.linear, self.layers[0]
         if linear is not None:
             return [torch.mm(g, linear.weight) for g in grads]
+        if len(self.layers) == 1 and type(only) in _LAYERS and _plainly_padded(only):
+            like = grads[0].new_empty((grads[0].shape[0], *self.shape))  # read for its shape
+            return [_convolve_back(only, g.view(-1, *shape[1:]), like).flatten(1) for g in grads]
         with torch.enable_grad():
             x = grads[0].new_zeros((grads[0].shape[0], *self.shape), requires_grad=True)
             h: Any = x
@@ -241,6 +244,11 @@ def _convolve_back(m: Any, g: Tensor, x: Tensor) -> Tensor:
         (True, False, False),
     )[0]  # fmt: skip
     return found
+
+
+def _plainly_padded(m: Any) -> bool:
+    """Whether ``_convolve_back`` holds for a convolution."""
+    return m.padding_mode == "zeros" and not isinstance(m.padding, str)
 
 
 def _pool_back(m: Any, g: Tensor, x: Tensor) -> Tensor:
@@ -300,7 +308,7 @@ def directness(chain: Chain, dtype: torch.dtype, dims: int) -> int:
             if kind is not nn.Linear:
                 level = 1
                 if kind in _CONVOLUTIONS:
-                    if m.padding_mode != "zeros" or isinstance(m.padding, str):
+                    if not _plainly_padded(m):
                         return 0
                 elif m.output_size not in (1, (1, 1)):
                     return 0

@@ -19,11 +19,11 @@ from .sampling import (
     random_alphas,
     random_references,
     sample_numbers,
-    seed_tensor,
 )
 from .sampling import (
     stdevs as checked_stdevs,
 )
+from .shards import seed_tensor
 
 
 def gradient_shap(

@@ -15,6 +15,13 @@ from .arguments import fail_value
 from .chunks import Problem
 
 
+def seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """A 0-dim int64 seed; None draws one from torch's generator."""
+    if seed is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64).to(device)
+    return torch.as_tensor(seed, dtype=torch.int64, device=device)
+
+
 @dataclass(frozen=True)
 class Shards:
     """This process's part: every ``count``-th path point, or a block of samples."""
@@ -47,6 +54,13 @@ class Shards:
     def own(self, total: int) -> slice:
         """The points of this process, of ``total``."""
         return slice(self.rank, total, self.count) if self.by_points else slice(0, total)
+
+    def seed(self, seed: Any, device: torch.device) -> Tensor:
+        """``seed_tensor``; one drawn by chance is that of the group's first process."""
+        found = seed_tensor(seed, device)
+        if seed is None and self.by_points:
+            dist.broadcast(found, dist.get_global_rank(self.group, 0), self.group)
+        return found
 
     def nodes(self, nodes: Callable[..., Any]) -> Callable[..., Any]:
         """This process's nodes of a rule; where there are more processes than nodes, a node of

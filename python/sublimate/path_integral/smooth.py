@@ -12,7 +12,7 @@ from .._checks import integer_between, one_of
 from .arguments import Forward
 from .chunks import Limits, frozen, run_halving
 from .path import Info, setup, shaped, with_extras
-from .sampling import Draws, sample_numbers, sample_sums, seed_tensor, stdevs
+from .sampling import Draws, sample_numbers, sample_sums, stdevs
 from .shards import Shards
 
 KINDS = ("mean", "squared", "variance")
@@ -74,7 +74,7 @@ def smooth_grad(
         torch.full((n,), 1 / n, dtype=torch.float64, device=device),
         sample_numbers(sample_ids, problem.batch, device),
         stdevs(stdev, problem),
-        seed_tensor(seed, device),
+        shards.seed(seed, device),
         n,
     ).shared(shards)
     second = return_info or kind != "mean"

@@ -12,7 +12,8 @@ from .._checks import dense, fail_type, flags, integer_between, number
 from . import autograd
 from .arguments import as_tuple, check_inputs, fail_value, spaces
 from .chunks import pieces
-from .sampling import Draws, random_references, sample_numbers, seed_tensor
+from .sampling import Draws, random_references, sample_numbers
+from .shards import seed_tensor
 
 TYPES = ("smoothgrad", "smoothgrad_sq", "vargrad")
 
@@ -24,6 +25,10 @@ class Named:
     def get_name(cls) -> str:
         """The class's name in words."""
         return "".join(c if c.islower() else " " + c for c in cls.__name__).strip()
+
+    def attribute_future(self) -> None:
+        """Not implemented, as in Captum's classes of these names."""
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}")
 
 
 class NoiseTunnel(Named):
@@ -40,6 +45,7 @@ class NoiseTunnel(Named):
         if not callable(getattr(attribution_method, "attribute", None)):
             raise fail_type("attribution_method", "an object with attribute()", attribution_method)
         self.attribution_method, self.seed, self.backend = attribution_method, seed, backend
+        self.forward_func = getattr(attribution_method, "forward_func", None)
 
     @property
     def multiplies_by_inputs(self) -> bool:
