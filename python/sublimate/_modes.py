@@ -10,25 +10,32 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor as _is_functorch_wrapped_tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 
-def ordinary(x: Tensor) -> bool:
-    """Whether nothing watches what is done with x: no tracing, mode, transform, subclass or lazy
-    view (which the dispatcher would resolve).
+def ordinary(*tensors: Tensor | None) -> bool:
+    """Whether nothing watches what is done with the tensors: no tracing, mode, transform (a wrapper
+    of a torch.func transform may outlive it: ``vjp`` gives one to backward), subclass or lazy view
+    (which the dispatcher would resolve).
 
     Then a registered op may be called past the dispatcher, whose way through Python costs 8 us.
+    Every tensor of the call has to be given.
     """
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
-        and not x.is_neg()
-        and not x.is_conj()
-    )
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() != 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    for t in tensors:
+        if t is not None and (
+            type(t) is not Tensor or t.is_neg() or t.is_conj() or _is_functorch_wrapped_tensor(t)
+        ):
+            return False
+    return True
 
 
 @contextmanager

@@ -335,3 +335,21 @@ def test_long_gauss_legendre_rules_are_exact(n):
         theirs, w = np.polynomial.legendre.leggauss(n)
         np.testing.assert_allclose(nodes, (1 + theirs) / 2, atol=4e-16, rtol=0)
         np.testing.assert_allclose(weights, w / 2, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("lazy", ["inputs", "baselines", "both"])
+def test_lazy_negations_are_resolved(lazy: str) -> None:
+    """The way past the dispatcher must not read the storage under a lazily negated tensor."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    x, base = torch.randn(3, 6, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    due = pi.integrated_gradients(model, x, base, n_steps=9, backend="cpu")
+    x_lazy, base_lazy = torch._neg_view(-x), torch._neg_view(-base)
+    assert x_lazy.is_neg() and torch.equal(x_lazy, x)
+    got = pi.integrated_gradients(
+        model,
+        x if lazy == "baselines" else x_lazy,
+        base if lazy == "inputs" else base_lazy,
+        n_steps=9,
+        backend="cpu",
+    )
+    torch.testing.assert_close(got, due, rtol=1e-12, atol=1e-14)

@@ -25,7 +25,7 @@ ops = torch.ops.sublimate  # registered by importing .ops above
 def _bwd(
     dy: Tensor, packed: Tensor, levels: Tensor, stride: Any, bits: int, backend: str
 ) -> Tensor:
-    run = run_bwd if ordinary(dy) else ops.fewbit_bwd
+    run = run_bwd if ordinary(dy, packed, levels) else ops.fewbit_bwd
     return run(dy, packed, levels, stride, bits, backend)
 
 

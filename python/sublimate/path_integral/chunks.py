@@ -98,7 +98,7 @@ def _backward(
     """``torch.autograd.grad``; straight to its engine where what it checks is known to hold, since
     the checks cost a small model a tenth of its time."""
     found: tuple[Tensor | None, ...]
-    if create_graph or not ordinary(root) or not all(type(t) is Tensor for t in leaves):
+    if create_graph or not ordinary(root, start, *leaves):
         found = torch.autograd.grad(
             root, leaves, start, retain_graph=keep or create_graph, create_graph=create_graph,
             allow_unused=True,

@@ -304,7 +304,7 @@ def points(
     seed: Tensor | None, row: Tensor | None, step: int, dtype: torch.dtype, backend: str,
 ) -> Tensor:  # fmt: skip
     """The op ``path_points``, without the dispatcher where that has nothing to do."""
-    if ordinary(x) and type(base) is Tensor:
+    if ordinary(x, base, index, alpha, stdev, seed, row):
         return _points(x, base, index, alpha, stdev, seed, row, step, dtype, backend)
     found: Tensor = torch.ops.sublimate.path_points(
         x, base, index, alpha, stdev, seed, row, step, dtype, backend
@@ -317,7 +317,7 @@ def accumulate(
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op ``path_accumulate``, likewise."""
-    if ordinary(grads) and (acc is None or type(acc) is Tensor):
+    if ordinary(grads, weight, acc, square):
         return _accumulate(grads, weight, acc, square, second, backend)
     found: tuple[Tensor, Tensor] = torch.ops.sublimate.path_accumulate(
         grads, weight, acc, square, second, backend
@@ -330,7 +330,7 @@ def accumulate_difference(
     acc: Tensor | None, square: Tensor | None, second: bool, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op ``path_accumulate_difference``, likewise."""
-    if ordinary(grads) and type(x) is Tensor and type(base) is Tensor:
+    if ordinary(grads, weight, x, base, index, acc, square):
         return _run_sums(grads, weight, x, base, index, acc, square, second, backend)
     found: tuple[Tensor, Tensor] = torch.ops.sublimate.path_accumulate_difference(
         grads, weight, x, base, index, acc, square, second, backend
@@ -340,7 +340,7 @@ def accumulate_difference(
 
 def scale(acc: Tensor, x: Tensor, base: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """The op ``path_scale``, likewise."""
-    if ordinary(acc) and type(x) is Tensor and type(base) is Tensor:
+    if ordinary(acc, x, base):
         return _scale(acc, x, base, backend)
     found: tuple[Tensor, Tensor] = torch.ops.sublimate.path_scale(acc, x, base, backend)
     return found
