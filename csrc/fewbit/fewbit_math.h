@@ -1,6 +1,6 @@
 // Per-element mathematics of the few-bit activations: f, f', and the exact one-bit predicates.
 // One source for CPU, CUDA and emulator. Formulas and corner conventions are those of
-// python/sublimate/fewbit/reference.py, which this file is tested against.
+// python/sublimate/fewbit/functions.py, which this file is tested against.
 #pragma once
 
 #include <type_traits>
@@ -9,7 +9,7 @@
 
 namespace sublimate::fewbit {
 
-// Ids are positions in reference.FUNCTIONS. (name, exact)
+// Ids are positions in functions.FUNCTIONS. (name, exact)
 // clang-format off
 #define SUBLIMATE_FEWBIT_FUNCTIONS(X)                               \
   X(gelu, 0) X(gelu_tanh, 0) X(silu, 0) X(sigmoid, 0)               \

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-#: Position = id of the function, as in ``reference.FUNCTIONS`` and csrc/fewbit/fewbit_math.h.
+#: Position = id of the function, as in ``functions.FUNCTIONS`` and csrc/fewbit/fewbit_math.h.
 SMOOTH = (
     "gelu",
     "gelu_tanh",

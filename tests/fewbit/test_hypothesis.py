@@ -75,11 +75,12 @@ def test_functions(call, x, data):
     assert_same_bits(dx, exact_product(code, levels, grad))
     scale = x if name in CANCELLING else None
     eager = EAGER[name](x, *params)
-    # Too few elements say nothing of eager's largest error: its smallest unit is allowed.
+    # Too few elements say nothing of eager's largest error, and eager rounds tanh(x) to 16 bits
+    # before it takes it off x: the truth decides.
     if x.numel() > 30:
         assert_parity(y, truth_of(name, params, x), eager, scale=scale, what=name)
     else:
-        torch.testing.assert_close(y, eager)
+        torch.testing.assert_close(y, truth_of(name, params, x).to(x.dtype))
 
 
 @st.composite

@@ -16,7 +16,7 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 #: torch's own activation under each of our names; written out, so that a lost function is noticed.
-EAGER: dict[str, Callable[..., Tensor]] = {
+EAGER_SMOOTH: dict[str, Callable[..., Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
@@ -31,6 +31,9 @@ EAGER: dict[str, Callable[..., Tensor]] = {
     "logsigmoid": F.logsigmoid,
     "softsign": F.softsign,
     "tanhshrink": F.tanhshrink,
+}
+#: The same of those with two slopes.
+EAGER_EXACT: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "leaky_relu": F.leaky_relu,
@@ -40,8 +43,8 @@ EAGER: dict[str, Callable[..., Tensor]] = {
     "hardshrink": F.hardshrink,
     "softshrink": F.softshrink,
 }
-SMOOTH = tuple(EAGER)[:14]
-EXACT = tuple(EAGER)[14:]
+EAGER = EAGER_SMOOTH | EAGER_EXACT
+SMOOTH, EXACT = tuple(EAGER_SMOOTH), tuple(EAGER_EXACT)
 
 #: Of the form x (1 + t) with t near -1, or x - tanh(x): an error in x's last place, in torch too.
 CANCELLING = ("gelu", "gelu_tanh", "tanhshrink")

@@ -19,7 +19,8 @@ KERNELS = f"{PACKAGE}.kernels"
 ROLES = ("modules", "functional", "autograd", "ops")
 #: What only ``ops`` may import.
 BOTTOM = (f"{PACKAGE}._native", KERNELS)
-#: All that reference.py may import besides the standard library.
+#: All that reference.py may import besides the standard library and files of its family that keep
+#: the same rule.
 REFERENCE = (
     "torch",
     *(f"{PACKAGE}.{m}" for m in ("_autograd", "_dtypes", "_normal", "_permutation", "_philox")),
@@ -91,6 +92,7 @@ def _family_violations(family: str, edges: Mapping[str, set[str]]) -> Iterator[s
     home = f"{PACKAGE}.{family}"
     members = [n for n in edges if _below(n, home) and n != f"{home}.__init__"]
     others = families(dict.fromkeys(edges, "")) - {family}
+    reference = [n for n in _reached(f"{home}.reference", edges) if n in members]
     for name in members:
         role = name.removeprefix(home + ".")
         reached = _reached(name, edges)
@@ -110,10 +112,10 @@ def _family_violations(family: str, edges: Mapping[str, set[str]]) -> Iterator[s
         for there in edges[name]:
             if role != "ops" and any(_below(there, bottom) for bottom in BOTTOM):
                 yield f"{name} imports {there}: only ops does"
-            if role == "reference":
+            if name in reference:
                 top = there.partition(".")[0]
                 if top not in sys.stdlib_module_names and not any(
-                    _below(there, a) for a in REFERENCE
+                    _below(there, a) for a in (*REFERENCE, *members)
                 ):
                     yield f"{name} imports {there}: reference.py imports torch alone"
 

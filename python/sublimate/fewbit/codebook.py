@@ -269,7 +269,7 @@ def default_codebook(
     the predicate itself, which differs where x equals a border.
 
     Args:
-        name: key of ``reference.FUNCTIONS``.
+        name: key of ``functions.FUNCTIONS``.
         bits: 1 to 8; 1 for exact functions.
         params: scalar parameters, the function's defaults if None.
         mode: as in ``fit_codebook``, or "auto".

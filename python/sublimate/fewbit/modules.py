@@ -23,7 +23,7 @@ class FewBitActivation(nn.Module):
     checkpoint without them (of the torch.nn module) loads too and leaves the codebook as it is.
 
     Args:
-        name: function name in ``reference.FUNCTIONS``.
+        name: function name in ``functions.FUNCTIONS``.
         params: its parameters.
         bits: 1 to 4.
         codebook: None for the one optimal for N(0, 1).
