@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from torch import nn
+
 
 class MissingExtra(RuntimeError):
     """A package that only the demo needs is not installed; the message says how to get it."""
@@ -13,11 +15,16 @@ class MissingExtra(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of the command line. ``device``: "cpu" or "cuda", and there is one."""
+    """Options of the command line. ``device``: "cpu" or "cuda", and there is one.
+
+    ``few_bit(model, bits)`` converts a model's activations, for sections of other families: they
+    meet in models, not in imports.
+    """
 
     seed: int = 0
     quick: bool = False
     device: str = "cpu"
+    few_bit: Callable[[nn.Module, int], object] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

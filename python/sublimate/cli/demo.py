@@ -23,6 +23,7 @@ from rich.table import Table
 
 from .. import _info
 from .._report import MissingExtra, Result, Section, Settings
+from ..fewbit.convert import convert as few_bit_convert
 
 #: Families with a section, in the order of the report.
 FAMILIES = ("fewbit", "kronecker_attention", "multicut", "path_integral", "randomized_linear")
@@ -75,7 +76,7 @@ def demo(
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device", param_hint="--device")
     start = time.perf_counter()
-    settings = Settings(seed=seed, quick=quick, device=device)
+    settings = Settings(seed, quick, device, few_bit=few_bit_convert)
     try:
         results = _run(sections(), settings, show=not as_json)
     except MissingExtra as error:

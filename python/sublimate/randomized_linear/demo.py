@@ -96,20 +96,13 @@ class Mode:
     def passed(self) -> bool:
         return all(m.passed for m in self.measurements)
 
-    def prepared(self, model: nn.Module, seed: int) -> nn.Module:
+    def prepared(self, model: nn.Module, seed: int, settings: Settings) -> nn.Module:
         model = copy.deepcopy(model)
         if self.sketch is not None:
             convert(model, self.ratio, self.sketch, include="blocks.*", seed=seed)
         if self.bits is not None:
-            few_bit(model, self.bits)
+            settings.few_bit(model, self.bits)
         return model
-
-
-def few_bit(model: nn.Module, bits: int) -> None:
-    """The other family's ``convert``: families meet in models, not in imports."""
-    import importlib
-
-    importlib.import_module("sublimate.fewbit").convert(model, bits)
 
 
 def _digits(seed: int, device: str) -> tuple[Tensor, ...]:
@@ -194,7 +187,7 @@ class SketchSection:
             turn = repeat * (len(modes) // repeats)
             for mode in modes[turn:] + modes[:turn]:
                 seed = settings.seed + 1000 * (repeat + 1)
-                model = mode.prepared(start, seed)
+                model = mode.prepared(start, seed, settings)
                 mode.seconds += _train(model, turned, labels, steps, seed)
                 mode.scores.append(_accuracy(model, turned_test, test_labels))
                 done += 1
@@ -202,7 +195,7 @@ class SketchSection:
         batches = list(zip(turned.split(_BATCH)[:6], labels.split(_BATCH)[:6], strict=True))
         verdicts: dict[str, list[Measurement]] = {}
         for mode in modes:
-            model = mode.prepared(start, settings.seed)
+            model = mode.prepared(start, settings.seed, settings)
             mode.kept = int(memory.saved_bytes(model, batches[0][0]))
             if mode.sketch is not None:
                 report = noise.noise_report(model, batches, loss=_loss)
