@@ -335,3 +335,24 @@ def test_func_grad_and_vjp(backend):
     y, pull = torch.func.vjp(f, x)
     assert torch.equal(pull(dy)[0], leaf.grad) and torch.equal(y, f(x))
     assert leaf.grad.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["silu", "relu", "swiglu", "geglu"])
+def test_compiled_backends_refuse_forward_mode(name):
+    """Where tangents would be lost without a word; also where the input is recorded."""
+    x, along = (samples(40, torch.float64, seed=s, odd=False) for s in (0, 1))
+    f = partial(getattr(fewbit, name), backend="cpu")
+    call = f if name in EAGER else (lambda t: f(x, t))
+    message = r"forward-mode derivatives are not supported .* pass backend=\"reference\""
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.jvp(call, (x,), (along,))
+    with torch.autograd.forward_ad.dual_level():
+        for leaf in (x, x.clone().requires_grad_()):
+            with pytest.raises(RuntimeError, match=message):
+                call(torch.autograd.forward_ad.make_dual(leaf, along))
+    if name in EAGER:
+        _, found = torch.func.jvp(
+            partial(getattr(fewbit, name), backend="reference"), (x,), (along,)
+        )
+        torch.testing.assert_close(found, R.FUNCTIONS[name].derivative(x) * along)
+    assert torch.equal(call(x), call(x.clone().requires_grad_()).detach())

@@ -222,3 +222,19 @@ def test_export():
     program = torch.export.export(Net(), (x, w))
     assert torch.equal(program.module()(x, w), Net()(x, w))
     assert autograd.ops.randomized_linear_project is not None
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", ["hadamard_transform", *reference.OBLIVIOUS])
+def test_forward_mode_of_what_is_linear(name, recorded):
+    """The tangent of a linear map is the map of the tangent."""
+    x, along = torch.randn(12, 5, dtype=torch.float64), torch.randn(12, 5, dtype=torch.float64)
+
+    def call(t):
+        if name == "hadamard_transform":
+            return randomized_linear.hadamard_transform(t, 0.3, backend="cpu")
+        return randomized_linear.project(t, name, 4, seed=7, backend="cpu")
+
+    value, found = torch.func.jvp(call, (x.clone().requires_grad_(recorded),), (along,))
+    assert torch.equal(value, call(x)) and torch.equal(found, call(along))
+    assert found.abs().max() > 0.1

@@ -1,8 +1,9 @@
 """autograd.Function layer of the few-bit family for the opaque backends (cpu, triton, cuda).
 
 Forward computes codes only when a gradient is wanted (the callers pass bits=0 otherwise); backward
-reads the backend from ctx, never the process-wide setting. Second derivatives and vmap are refused
-with a reason; the reference backend does vmap.
+reads the backend from ctx, never the process-wide setting. Second derivatives, vmap and forward
+mode are refused with a reason; the reference backend does vmap and, of plain activations, forward
+mode.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from .._dtypes import accumulator
 from .._modes import ordinary
 from .ops import NO_VMAP, run_bwd
 from .reference import NO_SECOND
+
+NO_FORWARD_MODE = (
+    "sublimate.fewbit: forward-mode derivatives are not supported by compiled backends; pass "
+    'backend="reference".'
+)
 
 ops = torch.ops.sublimate  # registered by importing .ops above
 

@@ -39,10 +39,11 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _philox
+from .._autograd import refuse_tangents
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from . import reference
-from .autograd import FewBit, FewBitGiven, ops
+from .autograd import NO_FORWARD_MODE, FewBit, FewBitGiven, ops
 from .codebook import Codebook, default_codebook
 
 Tables = tuple[Tensor, ...]
@@ -141,7 +142,7 @@ def _covers(codebook: Codebook) -> None:
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd would record an op on these tensors."""
+    """Whether autograd would record an op on these tensors, backward."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -178,6 +179,7 @@ def apply_tables(
             uniform=None if seed is None else _uniform(seed, x),
             predicate=exact,
         )
+    refuse_tangents(NO_FORWARD_MODE, x)
     a, b = (*params, 0.0, 0.0)[:2]
     if not wants_gradient(x):
         return ops.fewbit_fwd(x, borders, codes, levels, None, name, a, b, 0, backend)[0]

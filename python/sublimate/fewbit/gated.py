@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
+from .._autograd import refuse_tangents
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from . import reference
-from .autograd import FewBitGated, ops
+from .autograd import NO_FORWARD_MODE, FewBitGated, ops
 from .codebook import GatedCodebook, default_gated_codebook, normal_codebook
 from .functional import Tables, codebook_tables, wants_gradient
 
@@ -51,6 +52,7 @@ def apply_gated(
     """A gated unit with explicit device tables and a resolved backend."""
     if backend == "reference":
         return reference.gated(gate, up, name, keep, *tables)
+    refuse_tangents(NO_FORWARD_MODE, gate, up)
     borders, codes, levels, values = tables
     if not wants_gradient(gate, up):
         return ops.fewbit_gated_fwd(gate, up, borders, codes, name, 0, keep, backend)[0]

@@ -71,9 +71,15 @@ class Project(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, seed, ctx.sketch, _, _ = inputs
+        x, seed, ctx.sketch, ctx.k, ctx.backend = inputs
         ctx.rows = x.shape[0]
         ctx.save_for_backward(seed)
+        ctx.save_for_forward(seed)
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, *_: None) -> Tensor:
+        (seed,) = ctx.saved_tensors
+        return Project.forward(x, seed, ctx.sketch, ctx.k, ctx.backend)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -93,6 +99,10 @@ class HadamardTransform(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, ctx.scale, ctx.backend = inputs
         ctx.length = x.shape[-1]
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, *_: None) -> Tensor:
+        return HadamardTransform.forward(x, ctx.scale, ctx.backend)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
