@@ -156,6 +156,7 @@ def check_odd(
             "degree", "an even number under torch.compile (odd ones need a look at the data)",
             degree,
         )  # fmt: skip
+    _checks.readable("q", q)
     radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
     found = bounds.with_coefficients(q, keys, masks, scale, degree, kind, radius)
     if not bool(found.positive.all()):
