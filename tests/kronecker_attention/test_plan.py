@@ -166,6 +166,13 @@ def test_the_estimate_over_many_laws():
         true = true_error(v, leaves, degree, kind)
         if not 1e-13 < true < math.inf:
             continue
+        if (
+            degree % 2
+            and not certificate(
+                leaves[0], leaves[1:3], scale_of(v), degree, coefficients=kind
+            ).positive.all()
+        ):
+            continue  # refused: the denominator may be anything
         q, k1, k2, v1, v2 = leaves
         found = estimated_error(
             q, [k1, k2], [v1, v2], scale_of(v), degree, coefficients=kind, causal=v.causal,
@@ -173,7 +180,6 @@ def test_the_estimate_over_many_laws():
         )  # fmt: skip
         trials += 1
         within += true / 3 <= found <= 3 * true
-        if not true / 3 <= found <= 3 * true: print("OUT", law, n, v.lengths, v.dims, v.causal, v.window, degree, kind, true, found)
     assert trials > 200 and within >= 0.95 * trials, (within, trials)
 
 

@@ -84,15 +84,36 @@ class Sample:
         for k, mask in zip(self._keys, self._masks, strict=True):
             product = product * polynomials.moments(k, mask)
         square = ((self._q @ product.unsqueeze(2)) * self._q).sum(-1) * self._scale**2
-        lengths = [k.shape[2] for k in self._keys]
-        tuples = row_tuples(n, lengths, self._causal, self._widths).to(square.device)
         # Logarithms: powers of tiny logits would all be 0, and their order lost.
-        score = _POWER * square.clamp_min(0).log() - tuples.clamp_min(1).log()
+        score = _POWER * square.clamp_min(0).log()
+        for k, v, mask, w in zip(self._keys, self._values, self._masks, self._widths, strict=True):
+            score = score + self._local(k, v, mask, w).unsqueeze(2)
         order = score.sort(dim=3, descending=True, stable=True).indices
         top = count if count == n else 3 * count // 4
         left, rest = n - top, count - top
         at = [*range(top), *(top + ((2 * i + 1) * left) // (2 * rest) for i in range(rest))]
         return order[..., at]
+
+    def _local(self, k: Tensor, v: Tensor, mask: Tensor | None, width: int) -> Tensor:
+        """What a row's share of a key set adds to its score, (B, Hkv, N) or smaller: by how much
+        the keys that it reads are longer than all, the size of their values, and their number."""
+        ones = k.new_ones(k.shape[:3])
+        read = ones if mask is None else ones * mask[:, None]
+        sizes = torch.stack((read, k.square().sum(-1), v.square().sum(-1)))
+        every = sizes.sum(-1, keepdim=True)
+        if self._causal or width:
+            end = torch.arange(1, self._q.shape[3] + 1, device=k.device)
+            start = (end - width).clamp(0, k.shape[2]) if width else torch.zeros_like(end)
+            sums = torch.nn.functional.pad(sizes.cumsum(-1), (1, 0))
+            here = sums[..., end.clamp_max(k.shape[2])] - sums[..., start]
+        else:
+            here = every
+        number, key, value = here.clamp_min(0)
+        ratio = (key / number) / (every[1] / every[0])
+        found = _POWER * ratio.log() + (value / number).log() - number.log()
+        # Rows that read nothing are 0 exactly; a set of zeros says nothing.
+        found = torch.where(found.isnan(), torch.zeros_like(found), found)
+        return torch.where(number > 0, found, torch.full_like(found, -math.inf))
 
     def _pieces(self, sample: int) -> Iterator[tuple[Tensor, list[Tensor | None], list[Tensor]]]:
         """(logits, which of them count by each set, values) of one row of every head."""
