@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class _AllGiven:
@@ -74,6 +75,14 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         raise RuntimeError(ctx.reason)
+
+
+def carries_tangent(*tensors: Tensor) -> bool:
+    """Whether forward-mode derivatives are asked for (torch.func.jvp, forward_ad): an op that has
+    no rule for them loses the tangents without a word, and the derivative would be 0."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _functorch_derivatives() -> int:

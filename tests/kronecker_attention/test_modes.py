@@ -169,6 +169,32 @@ def test_second_derivatives():
         assert second.isfinite().all() and second.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_mode(name):
+    """The compiled backends have no rule for it: refused, where tangents would be lost silently."""
+    leaves = inputs(V, torch.float64, 0.4)[:5]
+    along = [normal(t.shape, 40 + at, torch.float64) for at, t in enumerate(leaves)]
+    f = FUNCTIONS[name]
+    message = r'forward-mode derivatives are not supported.*pass backend="reference"'
+    for at in range(5):
+        one = lambda t, at=at: f(*leaves[:at], t, *leaves[at + 1 :])  # noqa: E731
+        with pytest.raises(RuntimeError, match=message):
+            torch.func.jvp(one, (leaves[at],), (along[at],))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(leaves[0], along[0])
+        with pytest.raises(RuntimeError, match=message):
+            f(dual, *leaves[1:])
+    if name == "polynomial":
+        f = lambda q, k1, k2, v1, v2, backend: polynomial_attention(  # noqa: E731
+            q, [k1, k2], [v1, v2], causal=True, backend=backend
+        )
+    g = normal(f(*leaves, backend="cpu").shape, 50, torch.float64)
+    _, found = torch.func.jvp(partial(f, backend="reference"), tuple(leaves), tuple(along))
+    grads = gradients(partial(f, backend="cpu"), leaves, [g])[1:]
+    due = sum((a * b).sum() for a, b in zip(grads, along, strict=True))
+    torch.testing.assert_close((found * g).sum(), due)
+
+
 def test_no_grad_keeps_nothing():
     from sublimate import memory
 

@@ -26,8 +26,9 @@ Raises:
     TypeError, ValueError: a bad argument; raised before anything runs.
     BackendUnavailable: the named backend cannot run this call.
 
-Sums are fp32 (fp64 for fp64). Compiled backends refuse second derivatives and vmap; the reference
-does both.
+Sums are fp32 (fp64 for fp64). Compiled backends refuse second and forward-mode derivatives and
+vmap; the reference does all three. Coefficients are constants to autograd, those fitted to the
+logits ("hermite") too.
 """
 
 from __future__ import annotations

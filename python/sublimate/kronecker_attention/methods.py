@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
+from .._autograd import carries_tangent
 from .._dtypes import accumulator
 from . import bounds, ops, reference
 from . import coefficients as polynomials
-from .autograd import KroneckerAttention, KroneckerPolynomial
+from .autograd import NO_FORWARD_MODE, KroneckerAttention, KroneckerPolynomial
 
 FAMILY = "kronecker_attention"
 logger = logging.getLogger("sublimate")
@@ -62,6 +63,9 @@ def distinct(tensors: Sequence[Tensor | None]) -> list[Any]:
 
 
 def _recorded(*tensors: Tensor) -> bool:
+    """Whether backward will want something of this call to a compiled backend."""
+    if carries_tangent(*tensors):
+        raise RuntimeError(NO_FORWARD_MODE)
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
