@@ -106,6 +106,49 @@ def _pairs() -> list[Tensor]:
     return [values, indices, multicut.lower_bound(x, 0.3, backend="cpu")]
 
 
+def _attention(function: Callable[..., Any], dtype: torch.dtype = torch.float32) -> Call:
+    """Grouped heads and odd lengths, with masks, through autograd; LSE too, where there is one."""
+
+    def call() -> list[Tensor]:
+        shapes = ((1, 4, 70, 9), (1, 2, 66, 9), (1, 2, 67, 9), (1, 2, 66, 7), (1, 2, 67, 7))
+        inputs = [_normal(*s, seed=i).to(dtype).requires_grad_() for i, s in enumerate(shapes)]
+        masks = [_normal(1, m, seed=m) > -0.5 for m in (66, 67)]
+        out, lse = function(*inputs, masks)
+        reads = lse.isfinite()
+        up = [_normal(*out.shape, seed=8).to(dtype), _normal(*lse.shape, seed=9) * reads]
+        grads = torch.autograd.grad((out, lse), inputs, [up[0], up[1].to(lse.dtype)])
+        return [out.detach(), lse.detach(), *grads]
+
+    return call
+
+
+def _windows(q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, masks: Any) -> Any:
+    return ka.kronecker_attention(
+        q, k1, k2, v1, v2, mask1=masks[0], mask2=masks[1], causal=True, window=(9, 40),
+        return_lse=True, backend="cpu",
+    )  # fmt: skip
+
+
+def _strassen(q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, masks: Any) -> Any:
+    return ka.strassen_attention(
+        q, k1, k2, v1, v2, mask1=masks[0], mask2=masks[1], return_lse=True, backend="cpu"
+    )
+
+
+def _hybrid(q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, masks: Any) -> Any:
+    return ka.kronecker_attention(
+        q, k1, k2, v1, v2, mask1=masks[0], mask2=masks[1], causal=True, window=(9, 40), scale=0.02,
+        method="hybrid", return_lse=True, backend="cpu",
+    )  # fmt: skip
+
+
+def _order_4(q: Tensor, k1: Tensor, k2: Tensor, v1: Tensor, v2: Tensor, masks: Any) -> Any:
+    return ka.polynomial_attention(
+        q, [k1, k2, k1], [v1, v2, v1], masks=[*masks, None], scale=0.02, window=(9, 40, 0),
+        return_lse=True, backend="cpu",
+    )  # fmt: skip
+
+
 _HEADS = ((1, 2, 70, 16), (1, 2, 66, 16), (1, 2, 67, 16), (1, 2, 66, 8), (1, 2, 67, 8))
 
 CALLS: dict[str, Call] = {
@@ -136,6 +179,11 @@ CALLS: dict[str, Call] = {
         ),
         *_HEADS,
     ),
+    "attention, windows and masks": _attention(_windows),
+    "attention, narrow": _attention(_windows, torch.bfloat16),
+    "attention, strassen": _attention(_strassen),
+    "attention, hybrid": _attention(_hybrid),
+    "polynomial, order 4": _attention(_order_4),
     "pairs": _pairs,
     "clusters": _clusters(),
     **{f"clusters, {m}": _clusters(method=m, restarts=2)

@@ -10,8 +10,9 @@ import sys
 
 import torch
 from helpers import kronecker_kernels as K
-from helpers.kronecker_cases import Variant
+from helpers.kronecker_cases import Variant, inputs
 from sublimate import _native
+from sublimate._native import kronecker_attention as N
 
 #: Whole vectors of every level and what is left of them; masks, groups and windows.
 VARIANTS = (
@@ -30,7 +31,21 @@ def results() -> dict[tuple[object, ...], int]:
         for dtype in WIDE:
             K.check_exact(v, dtype, 0.4, form="strassen")
             done["strassen", v.name, dtype] = len(K.NAMES)
+    done["rows without keys"] = rows_without_keys()
     return done
+
+
+def rows_without_keys() -> int:
+    """A key that is not read weighs exactly nothing, under a running maximum too."""
+    v = Variant("hidden", n=40, heads=(1, 1), batch=1, causal=True)
+    for dtype in WIDE:
+        q, *others, g = inputs(v, dtype, 3.0)
+        out, lse = torch.empty_like(g), torch.empty(q.shape[:3], dtype=dtype)
+        mask = torch.arange(40)[None] >= 5
+        N.attention("cpu", q, *others, None, mask, out, lse, 0.5, True, [])
+        assert (out[:, :, :5] == 0).all() and (lse[:, :, :5] == -torch.inf).all()
+        assert lse[:, :, 5:].isfinite().all()
+    return len(K.NAMES)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,18 @@ def runtimes(*names: str) -> str | None:
     return ":".join(paths) if all(map(os.path.isabs, paths)) else None
 
 
-def run_cases(module: Path, *arguments: str, **variables: str) -> int:
-    """Number of the small calls of every CUDA kernel, emulated, that agreed in a process of their
-    own; fails with what the sanitizer said."""
+#: Of the CPU module under them: the baseline instruction set, every line of the kernels.
+NATIVE_OPTIONS = (
+    "-DSUBLIMATE_SANITIZE=address,undefined", "-DSUBLIMATE_WERROR=OFF",
+    "-DSUBLIMATE_MULTIVERSION=OFF",
+)  # fmt: skip
+
+
+def run_cases(module: Path, *arguments: str, kind: str = "--emulated", **variables: str) -> int:
+    """Number of the small calls of cases.py that agreed in a process of their own; fails with what
+    the sanitizer said. kind: what ``module`` is, "--emulated" or "--native"."""
     done = subprocess.run(
-        [sys.executable, str(CASES), "--emulated", str(module), *arguments],
+        [sys.executable, str(CASES), kind, str(module), *arguments],
         env=environment(**variables),
         capture_output=True,
         text=True,
@@ -38,3 +45,21 @@ def run_cases(module: Path, *arguments: str, **variables: str) -> int:
     agreed = re.search(r"^(\d+) cases agree$", done.stdout, re.MULTILINE)
     assert agreed, done.stdout
     return int(agreed[1])
+
+
+def run_address(module: Path, *arguments: str, kind: str = "--emulated") -> int | None:
+    """``run_cases`` under AddressSanitizer and UndefinedBehaviorSanitizer; None without their
+    runtimes."""
+    preload = runtimes(*ADDRESS)
+    if preload is None:
+        return None
+    return run_cases(
+        module,
+        *arguments,
+        kind=kind,
+        # The interpreter itself is not instrumented: the runtimes come first, and what Python
+        # keeps until its end is no leak of ours.
+        LD_PRELOAD=preload,
+        ASAN_OPTIONS="detect_leaks=0",
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )

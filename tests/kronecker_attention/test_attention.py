@@ -20,7 +20,7 @@ from helpers.kronecker_cases import (
     normal,
 )
 from helpers.parity import assert_parity
-from sublimate.kronecker_attention import kronecker_attention, reference
+from sublimate.kronecker_attention import kronecker_attention, reference, strassen_attention
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 NAMES = ("out", "lse", "dq", "dk1", "dk2", "dv1", "dv2")
@@ -137,6 +137,27 @@ def test_small_logits(dtype, lane):
     v = Variant("", n=35, heads=(2, 1), dims=(32, 32), batch=1)
     *leaves, g = inputs(v, dtype, 0.1)
     check(v, dtype, lane, leaves, g, normal(g.shape[:3], 9, torch.float32))
+
+
+@pytest.mark.parametrize("form", [kronecker_attention, strassen_attention])
+@pytest.mark.parametrize("hidden", [0, 1])
+@pytest.mark.parametrize("size", [0.2, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_rows_that_read_nothing(dtype, size, hidden, form, lane):
+    """No key of one set before the fifth, under a fixed maximum and a running one: 0, -inf, 0.
+
+    A hidden key once weighed the least subnormal number, and rows of nothing but such averaged."""
+    v = Variant("", n=40, heads=(2, 1), batch=1, causal=True)
+    *leaves, g = (lane.put(t).requires_grad_() for t in inputs(v, dtype, size))
+    mask = lane.put(torch.arange(40)[None] >= 5)
+    out, lse = form(
+        *leaves, causal=True, **{f"mask{hidden + 1}": mask}, return_lse=True, backend=lane.backend
+    )
+    grads = torch.autograd.grad(out, leaves, g)
+    assert (out[:, :, :5] == 0).all() and (lse[:, :, :5] == -math.inf).all()
+    assert lse[:, :, 5:].isfinite().all() and (grads[0][:, :, :5] == 0).all()
+    assert (grads[1 + hidden][:, :, :5] == 0).all() and (grads[3 + hidden][:, :, :5] == 0).all()
+    assert all(t.isfinite().all() for t in grads)
 
 
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-12), (torch.float32, 1e-3)])

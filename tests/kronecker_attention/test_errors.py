@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from sublimate import BackendUnavailable
@@ -34,6 +36,11 @@ CALLS = [
     ({"q": Q[..., :0], "k1": K[..., :0], "k2": K[..., :0]}, ValueError, "q: expected a head dim"),
     ({"mask1": MASK.float()}, TypeError, "mask1: expected a bool tensor.*got torch.float32"),
     ({"mask2": MASK[:, :5]}, ValueError, r"mask2: expected shape \(2, 6\), got \(2, 5\)"),
+    ({"mask1": MASK.to_sparse()}, TypeError, r"mask1: expected a dense \(strided\) tensor, got"),
+    ({"q": Q.cfloat()}, TypeError, "q: expected a tensor of float32.*got torch.complex64"),
+    ({"v1": V.half()}, TypeError, "v1: expected the dtype of q, torch.float32, got torch.float16"),
+    ({"tol": float("nan")}, ValueError, "tol: expected a number, got nan"),
+    ({"tol": -1}, ValueError, "tol: expected a number > 0 or None, got -1"),
     ({"mask1": [True]}, TypeError, "mask1: expected a bool tensor, .*got list"),
     ({"window": 3}, TypeError, "window: expected None or 2 ints >= 0, .*got int"),
     ({"window": (3,)}, ValueError, r"window: expected None or 2 ints >= 0.*got \(3,\)"),
@@ -107,6 +114,36 @@ def test_a_tolerance_that_no_degree_reaches():
         kronecker_attention(2 * Q, K, K, V, V, method="polynomial", tol=1e-6, degree=2)
 
 
+def test_what_reads_the_data_needs_data():
+    """On the device meta there are shapes only."""
+    q, k, v = (t.to("meta") for t in (Q, K, V))
+    message = "q: expected a tensor with values, got one on the device meta"
+    for options in (
+        {"tol": 0.1}, {"method": "polynomial", "degree": 3},
+        {"method": "polynomial", "degree": 2, "return_info": True},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            kronecker_attention(q, k, k, v, v, **options)
+    with pytest.raises(ValueError, match=message):
+        choose(q, k, k, v, v, tol=0.1)
+    with pytest.raises(ValueError, match=message):
+        estimated_error(q, [k, k], [v, v])
+    assert kronecker_attention(q, k, k, v, v).is_meta
+
+
+def test_the_tolerance_that_would_do_does():
+    """The message's number, rounded up to what it shows, is reached."""
+    for size in (0.3, 0.5, 0.7, 1.1, 1.9):
+        leaves = (size * Q, K, K, V, V)
+        for degree in (2, 4, None):
+            options = {"method": "polynomial", "degree": degree}
+            with pytest.raises(ValueError, match="would do with degree") as told:
+                kronecker_attention(*leaves, **options, tol=1e-9)
+            tol, found = re.search(r"tol=(\S+) would do with degree (\d)", str(told.value)).groups()
+            _, plan = kronecker_attention(*leaves, **options, tol=float(tol), return_info=True)
+            assert plan.degree == int(found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -129,6 +166,42 @@ def test_lists(arguments, error, message, calls):
         with pytest.raises(error, match=message):
             function(*arguments)
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        (MASK, TypeError, "masks: expected a list, one for each key set, or None, got Tensor"),
+        ([MASK], ValueError, "masks: expected one for each of 2 key sets, got 1"),
+        ([None, MASK.int()], TypeError, r"masks\[1\]: expected a bool tensor"),
+    ],
+)
+def test_mask_lists(masks, error, message):
+    for function in (
+        lambda **o: certificate(Q, [K, K], **o),
+        lambda **o: estimated_error(Q, [K, K], [V, V], **o),
+        lambda **o: polynomial_attention(Q, [K, K], [V, V], **o),
+    ):
+        with pytest.raises(error, match=message):
+            function(masks=masks)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (V, TypeError, "values: expected a list of tensors, one for each key set, got Tensor"),
+        ([V], ValueError, "values: expected one for each of 2 key sets, got 1"),
+        ([V[:, :, :4], V], ValueError, r"values\[0\]: expected the length of masks\[0\], 6, got 4"),
+        (
+            [V, V[..., :2]],
+            ValueError,
+            r"values\[1\]: expected the heads and dimension of values\[0",
+        ),
+    ],
+)
+def test_values_of_a_certificate(values, error, message):
+    with pytest.raises(error, match=message):
+        certificate(Q, [K, K], masks=[MASK, None]).output(values)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +272,19 @@ def test_strassen():
         ({"method": "fast"}, ValueError, "method: expected one of"),
         ({"order": 4, "method": "exact"}, ValueError, 'method: expected "polynomial" with order 4'),
         ({"tol": -1.0}, ValueError, "tol: expected a number > 0"),
+        (
+            {"order": 4, "method": "polynomial", "tol": 0.1},
+            ValueError,
+            "tol: expected None with order 4; give degree, got 0.1",
+        ),
+        ({"method": "exact", "degree": 2}, ValueError, 'degree: expected None with method="exact"'),
+        ({"degree": 2}, ValueError, 'degree: expected None with method="auto" and no tol, got 2'),
+        ({"method": "hybrid"}, ValueError, 'window: expected two widths > 0 with method="hybrid"'),
+        (
+            {"method": "hybrid", "window": (2, 2), "tol": 0.1},
+            ValueError,
+            'tol: expected None with method="hybrid"; give degree, got 0.1',
+        ),
         ({"backend": "gpu"}, ValueError, "backend: expected one of"),
     ],
 )
@@ -212,6 +298,14 @@ def test_module_call():
     x = torch.randn(2, 5, 16)
     with pytest.raises(ValueError, match=r"query: expected shape \(batch, length, 16\), got"):
         module(x[..., :8])
+    with pytest.raises(
+        ValueError, match=r"key: expected shape \(2, length, 16\), got \(3, 5, 16\)"
+    ):
+        module(x, torch.randn(3, 5, 16))
+    with pytest.raises(ValueError, match=r"value: expected shape \(2, 7, 16\), got \(2, 5, 16\)"):
+        module(x, torch.randn(2, 7, 16), x)
+    with pytest.raises(ValueError, match="key: expected the device of query, cpu, got meta"):
+        module(x, x.to("meta"))
     with pytest.raises(ValueError, match="need_weights: expected False"):
         module(x, need_weights=True)
     with pytest.raises(ValueError, match="attn_mask: expected None, or any with is_causal=True"):

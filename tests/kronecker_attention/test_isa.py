@@ -13,4 +13,4 @@ def test_every_level(tmp_path):
     found = isa_levels.run("kronecker_isa_worker", tmp_path)
     assert set(found) == set(LEVELS) and found["base"][0] == "base"
     for isa, results in found.values():
-        assert isa in LEVELS and set(results.values()) == {7} and len(results) == 12
+        assert isa in LEVELS and set(results.values()) == {7} and len(results) == 13

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
+from helpers import native_build
 from helpers.kronecker_cases import Variant, gradients, inputs, masks, normal
 from sublimate import kronecker_attention as family
 from sublimate.kronecker_attention import kronecker_attention, polynomial_attention
@@ -64,6 +67,27 @@ def test_compile(name, backend):
     compiled = torch.compile(f, fullgraph=True, backend=counter)
     same(gradients(compiled, leaves, [g]), gradients(f, leaves, [g]))
     assert counter.frame_count == 1
+
+
+INDUCTOR = """
+import torch
+from sublimate.kronecker_attention import polynomial_attention
+def f(q, k1, k2, v1, v2):
+    return polynomial_attention(q, [k1, k2], [v1, v2], degree=4, scale=0.3, backend="reference")
+torch.manual_seed(0)
+leaves = [torch.randn(2, h, n, 5).requires_grad_() for h, n in ((4, 13), *((2, 9),) * 4)]
+found = torch.autograd.grad(torch.compile(f, fullgraph=True)(*leaves).square().sum(), leaves)
+for a, b in zip(found, torch.autograd.grad(f(*leaves).square().sum(), leaves), strict=True):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+"""
+
+
+@native_build.needs_compiler
+def test_compiled_backward_of_the_reference():
+    """By Inductor, whose code for the backward of selections once wrote out of bounds: in a process
+    of its own, which that ended."""
+    done = subprocess.run([sys.executable, "-c", INDUCTOR], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_compile_dynamic(calls):
@@ -167,6 +191,32 @@ def test_second_derivatives():
         (dq,) = torch.autograd.grad(f(*ts, backend="reference"), ts[0], g, create_graph=True)
         (second,) = torch.autograd.grad(dq.square().sum(), ts[0])
         assert second.isfinite().all() and second.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_mode(name):
+    """The compiled backends have no rule for it: refused, where tangents would be lost silently."""
+    leaves = inputs(V, torch.float64, 0.4)[:5]
+    along = [normal(t.shape, 40 + at, torch.float64) for at, t in enumerate(leaves)]
+    f = FUNCTIONS[name]
+    message = r'forward-mode derivatives are not supported.*pass backend="reference"'
+    for at in range(5):
+        one = lambda t, at=at: f(*leaves[:at], t, *leaves[at + 1 :])  # noqa: E731
+        with pytest.raises(RuntimeError, match=message):
+            torch.func.jvp(one, (leaves[at],), (along[at],))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(leaves[0], along[0])
+        with pytest.raises(RuntimeError, match=message):
+            f(dual, *leaves[1:])
+    if name == "polynomial":
+        f = lambda q, k1, k2, v1, v2, backend: polynomial_attention(  # noqa: E731
+            q, [k1, k2], [v1, v2], causal=True, backend=backend
+        )
+    g = normal(f(*leaves, backend="cpu").shape, 50, torch.float64)
+    _, found = torch.func.jvp(partial(f, backend="reference"), tuple(leaves), tuple(along))
+    grads = gradients(partial(f, backend="cpu"), leaves, [g])[1:]
+    due = sum((a * b).sum() for a, b in zip(grads, along, strict=True))
+    torch.testing.assert_close((found * g).sum(), due)
 
 
 def test_no_grad_keeps_nothing():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import kronecker_cases as C
 from helpers import kronecker_kernels as K
+from helpers.kronecker_views import spread
 from helpers.parity import assert_same_bits
 from sublimate import NativeError, _native
 from sublimate._native import kronecker_attention as N
@@ -206,15 +207,6 @@ def test_threads(form, heads, threads):
     for other in found[1:]:
         for at, (f, e) in enumerate(zip(other, found[0], strict=True)):
             assert_same_bits(f, e, f"output {at}")
-
-
-def spread(t: Tensor) -> Tensor:
-    """t with heads and lengths exchanged in memory, gaps between rows, off every alignment."""
-    b, h, n, d = t.shape
-    room = torch.full((b * n * (h * (d + 3) + 5) + 1,), torch.nan, dtype=t.dtype)
-    row = h * (d + 3) + 5
-    view = room.as_strided((b, h, n, d), (n * row, d + 3, row, 1), 1)
-    return view.copy_(t)
 
 
 @FORMS

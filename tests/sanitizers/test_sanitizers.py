@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from helpers import native_build
-from helpers.sanitizers import ADDRESS, run_cases, runtimes
+from helpers.sanitizers import run_address
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,16 +18,8 @@ pytestmark = [
 
 
 def test_address_and_undefined():
-    preload = runtimes(*ADDRESS)
-    if preload is None:
-        pytest.skip("the compiler has no sanitizer runtimes (install libasan and libubsan)")
     module = native_build.emulated_module("emulated-asan", "-DSUBLIMATE_SANITIZE=address,undefined")
-    agreed = run_cases(
-        module,
-        # The interpreter itself is not instrumented: the runtimes come first, and what Python
-        # keeps until its end is no leak of ours.
-        LD_PRELOAD=preload,
-        ASAN_OPTIONS="detect_leaks=0",
-        UBSAN_OPTIONS="print_stacktrace=1",
-    )
+    agreed = run_address(module)
+    if agreed is None:
+        pytest.skip("the compiler has no sanitizer runtimes (install libasan and libubsan)")
     assert agreed > 460

@@ -84,6 +84,7 @@ def check_masks(masks: Sequence[Any], keys: Sequence[Tensor], *, listed: bool = 
             continue
         if not isinstance(mask, Tensor):
             raise _checks.fail_type(name, "a bool tensor, True where a key is read, or None", mask)
+        _checks.dense(name, mask)
         if mask.dtype != torch.bool:
             raise _checks.fail_kind(
                 name, "a bool tensor, True where a key is read", str(mask.dtype)
@@ -92,6 +93,18 @@ def check_masks(masks: Sequence[Any], keys: Sequence[Tensor], *, listed: bool = 
             raise _checks.fail_value(name, f"shape ({k.shape[0]}, {k.shape[2]})", tuple(mask.shape))
         if mask.device != k.device:
             raise _checks.fail_value(name, f"the device of q, {k.device}", mask.device)
+
+
+def check_mask_list(masks: Any, keys: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """One mask or None for each key set; None: none at all."""
+    if masks is None:
+        return (None,) * len(keys)
+    if not isinstance(masks, (list, tuple)):
+        raise _checks.fail_type("masks", "a list, one for each key set, or None", masks)
+    if len(masks) != len(keys):
+        raise _checks.fail_value("masks", f"one for each of {len(keys)} key sets", len(masks))
+    check_masks(masks, keys, listed=True)
+    return tuple(masks)
 
 
 def check_window(window: Any, sets: int) -> tuple[int, ...]:
@@ -116,6 +129,20 @@ def check_scale(scale: Any, dim: int) -> float:
     if scale in (float("inf"), -float("inf")):
         raise _checks.fail_value("scale", "a finite number", scale)
     return float(scale)
+
+
+def check_method(method: Any, degree: Any, coefficients: Any, tol: Any) -> None:
+    """Each by itself, and whether they go together."""
+    _checks.one_of("method", method, METHODS)
+    _checks.one_of("coefficients", coefficients, COEFFICIENTS)
+    check_degree(degree)
+    check_tolerance(tol)
+    if method == "exact" and degree is not None:
+        raise _checks.fail_value("degree", 'None with method="exact"', degree)
+    if method == "hybrid" and tol is not None:
+        raise _checks.fail_value("tol", 'None with method="hybrid"; give degree', tol)
+    if method == "auto" and tol is None and degree is not None:
+        raise _checks.fail_value("degree", 'None with method="auto" and no tol', degree)
 
 
 def check_degree(degree: Any) -> None:

@@ -1,8 +1,8 @@
 """autograd.Function layer of Kronecker attention for the opaque backends (cpu, triton).
 
 Kept for backward: the inputs, and O and LSE of the exact method; O(N) numbers in all. Backward
-reads the backend from ctx, never the process-wide setting. Second derivatives and vmap are refused
-with a reason; the reference backend does both.
+reads the backend from ctx, never the process-wide setting. Second derivatives, those of forward
+mode and vmap are refused with a reason; the reference backend does all three.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ ops = torch.ops.sublimate  # registered by importing .ops above
 NO_SECOND = (
     "sublimate.kronecker_attention: second derivatives are not supported by compiled backends; "
     'pass backend="reference".'
+)
+
+NO_FORWARD_MODE = (
+    "sublimate.kronecker_attention: forward-mode derivatives are not supported by compiled "
+    'backends; pass backend="reference".'
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 from .. import _checks
 from . import arguments, reference
 from . import coefficients as polynomials
+from .sampling import Sample
 
 Masks = Sequence[Tensor | None]
 #: Relative rounding error of the ratio p(x) exp(-x) in float64, generously.
 _ROUNDING = 32 * torch.finfo(torch.float64).eps
-#: Logits of one piece of a sampled row.
-CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,21 @@ class Certificate:
             exp(X), after a factor common to the row, which cancels in the softmax; 1 or more where
             a weight may be 0 or negative.
         positive: (B, Hq, N) bool: whether all weights are > 0, so that the denominator is too.
+        masks: of the key sets, a mask or None for each.
     """
 
     radius: Tensor
     relative: Tensor
     positive: Tensor
+    masks: tuple[Tensor | None, ...] = field(repr=False)
 
     def _check(self, values: Any) -> None:
         """One (B, Hkv, M, Dv) for each key set, as far as the certificate knows them."""
-        if not isinstance(values, (list, tuple)) or not values:
+        if not isinstance(values, (list, tuple)):
             raise _checks.fail_type("values", "a list of tensors, one for each key set", values)
+        if len(values) != len(self.masks):
+            expected = f"one for each of {len(self.masks)} key sets"
+            raise _checks.fail_value("values", expected, len(values))
         batch, heads, _ = self.relative.shape
         for i, v in enumerate(values):
             name = f"values[{i}]"
@@ -60,6 +64,10 @@ class Certificate:
             if (v.shape[1], v.shape[3]) != (values[0].shape[1], values[0].shape[3]):
                 expected = "the heads and dimension of values[0]"
                 raise _checks.fail_value(name, expected, tuple(v.shape))
+            mask = self.masks[i]
+            if mask is not None and mask.shape[1] != v.shape[2]:
+                expected = f"the length of masks[{i}], {mask.shape[1]}"
+                raise _checks.fail_value(name, expected, v.shape[2])
 
     def output(self, values: Sequence[Tensor]) -> Tensor:
         """(B, Hq, N): no element of the row's output is off by more; infinite where e >= 1.
@@ -69,10 +77,13 @@ class Certificate:
         """
         self._check(values)
         size = values[0].new_ones((), dtype=torch.float64)
-        for v in values:
+        for v, mask in zip(values, self.masks, strict=True):
             if v.shape[2] == 0:
                 return torch.zeros_like(self.relative)
-            size = size * v.detach().double().abs().amax(2)  # [B, Hkv, Dv]
+            read = v.detach().double().abs()
+            if mask is not None:
+                read = torch.where(mask[:, None, :, None], read, torch.zeros_like(read))
+            size = size * read.amax(2)  # [B, Hkv, Dv]
         size = size.amax(-1)
         size = size.repeat_interleave(self.relative.shape[1] // size.shape[1], 1).unsqueeze(-1)
         e = self.relative
@@ -129,7 +140,9 @@ def _extremes(radius: Tensor, c: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]
     return ratio.amin(-1), ratio.amax(-1)
 
 
-def bound(radius: Tensor, c: Tensor, sigma: Tensor | None) -> Certificate:
+def bound(
+    radius: Tensor, c: Tensor, sigma: Tensor | None, masks: tuple[Tensor | None, ...]
+) -> Certificate:
     """The certificate of rows (B, Hq, N) of this radius, for coefficients (B, Hq, g + 1).
 
     Args:
@@ -148,7 +161,7 @@ def bound(radius: Tensor, c: Tensor, sigma: Tensor | None) -> Certificate:
     e = torch.where(good, e, torch.full_like(e, math.inf))
     # exp(-R) below the smallest number: nothing is known.
     e = torch.where(e.isnan(), torch.full_like(e, math.inf), e)
-    return Certificate(radius, e, good)
+    return Certificate(radius, e, good, masks)
 
 
 def _hermite_zeros(degree: int) -> list[float]:
@@ -191,8 +204,7 @@ def certificate(
     _checks.integer_between("degree", degree, 1, arguments.HIGHEST_DEGREE)
     _checks.flags(causal=causal)
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
-    if masks is not None:
-        arguments.check_masks(masks, keys, listed=True)
+    masks = arguments.check_mask_list(masks, keys)
     scale = arguments.check_scale(scale, q.shape[-1])
     widths = arguments.check_window(window, len(keys))
     radius = row_radius(q, keys, scale, masks=masks, causal=causal, window=widths)
@@ -208,107 +220,13 @@ def with_coefficients(
     kind: str,
     radius: Tensor,
 ) -> Certificate:
+    every = tuple(masks) if masks else (None,) * len(keys)
     if kind == "taylor":
         c = polynomials.make(kind, degree, q, keys, masks, scale, torch.float64)
-        return bound(radius, c, None)
+        return bound(radius, c, None, every)
     sigma = polynomials.logit_deviation(q, keys, masks, scale)
     sigma = sigma.clamp_max(polynomials.widest_sigma(degree))
-    return bound(radius, polynomials.hermite(degree, sigma), sigma)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Error of the polynomial method on sampled rows.
-
-    Attributes:
-        relative: norm of the error by the norm of the output, over the rows.
-        size: root mean square of the exact output's elements.
-    """
-
-    relative: float
-    size: float
-
-
-@torch.no_grad()
-def sample_error(
-    q: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    masks: Masks | None,
-    c: Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    window: Sequence[int],
-    rows: int,
-) -> Estimate:
-    """Exact and polynomial output of evenly spaced rows, from the same logits, chunk by chunk."""
-    n = q.shape[2]
-    count = min(rows, n)
-    grouped, key_sets, value_sets, masks = reference.prepare(q.double(), keys, values, masks)
-    b, hkv, g = grouped.shape[:3]
-    c = c.double().reshape(b, hkv, g, 1, *(1,) * len(keys), c.shape[-1])
-    widths = reference.window_widths(window, len(keys))
-    rest = math.prod(k.shape[2] for k in keys[1:])
-    step = max(1, CHUNK // max(1, b * hkv * g * rest))
-    error = total = grouped.new_zeros(())
-    for at in range(count):
-        i = ((2 * at + 1) * n) // (2 * count)
-        allow = [
-            reference.allowed((i, i + 1), (0, k.shape[2]), m, causal, w, q.device)
-            for k, m, w in zip(keys, masks, widths, strict=True)
-        ]
-        row = grouped[:, :, :, i : i + 1] * scale
-        exact, near = _Sums(row, value_sets[0]), _Sums(row, value_sets[0])
-        for start in range(0, keys[0].shape[2], step):
-            piece = slice(start, start + step)
-            some = [key_sets[0][:, :, piece], *key_sets[1:]]
-            first = allow[0]
-            seen = [None if first is None else first[..., piece], *allow[1:]]
-            plain = reference.fold(row, some)
-            logits = reference.mask_logits(plain, seen)
-            weight = torch.zeros_like(plain)
-            for j in reversed(range(c.shape[-1])):
-                weight = weight * plain + c[..., j]
-            weight = torch.where(logits == -math.inf, torch.zeros_like(weight), weight)
-            parts = [value_sets[0][:, :, piece], *value_sets[1:]]
-            exact.add(*_exponentials(logits), parts)
-            near.add(weight, torch.zeros_like(exact.top), parts)
-        truth = exact.output()
-        error = error + (near.output() - truth).square().sum()
-        total = total + truth.square().sum()
-    elements = max(1, b * hkv * g * count * values[0].shape[-1])
-    relative = float((error / total).sqrt()) if float(total) > 0 else 0.0
-    return Estimate(relative, math.sqrt(float(total) / elements))
-
-
-def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(logits - top), and top: the largest logit of each row, 0 where there is none."""
-    if logits.numel() == 0:  # no key to read: no row has a largest logit
-        return logits, logits.new_full(logits.shape[:4], -1e300)
-    top = logits.flatten(4).amax(-1)
-    top = torch.where(top == -math.inf, torch.full_like(top, -1e300), top)
-    return torch.exp(logits - top.reshape(*top.shape, *(1,) * (logits.dim() - 4))), top
-
-
-class _Sums:
-    """Running numerator and denominator of one row, relative to exp(top)."""
-
-    def __init__(self, row: Tensor, values: Tensor) -> None:
-        self.numerator = row.new_zeros(*row.shape[:4], values.shape[-1])
-        self.denominator = row.new_zeros(row.shape[:4])
-        self.top = row.new_full(row.shape[:4], -1e300)
-
-    def add(self, weight: Tensor, top: Tensor, values: Sequence[Tensor]) -> None:
-        higher = torch.maximum(self.top, top)
-        old, new = torch.exp(self.top - higher), torch.exp(top - higher)
-        part = reference.contract(weight, values)
-        self.numerator = self.numerator * old.unsqueeze(-1) + part * new.unsqueeze(-1)
-        self.denominator = self.denominator * old + weight.flatten(4).sum(-1) * new
-        self.top = higher
-
-    def output(self) -> Tensor:
-        return reference.divide(self.numerator, self.denominator, torch.float64)
+    return bound(radius, polynomials.hermite(degree, sigma), sigma, every)
 
 
 @torch.no_grad()
@@ -329,25 +247,24 @@ def estimated_error(
 
     Args:
         q, keys, values: as in ``polynomial_attention``; the rest as in ``certificate``.
-        rows: how many rows, evenly spaced: O(rows M^2 D) time a head.
+        rows: how many rows of each head: O(rows M^2 D) time.
 
     Returns:
-        ||O~ - O|| / ||O|| over these rows, in exact arithmetic. Reads the result on the host.
+        ||O~ - O|| / ||O|| from these rows, in exact arithmetic. Reads the result on the host.
 
     Raises:
         TypeError, ValueError: a bad argument.
     """
     arguments.check_lists(keys, values)
     arguments.check_tensors(q, keys, values, listed=True)
+    _checks.readable("q", q)
     _checks.integer_between("degree", degree, 1, arguments.HIGHEST_DEGREE)
     _checks.flags(causal=causal)
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     _checks.integer_between("rows", rows, 1, 2**20)
-    if masks is not None:
-        arguments.check_masks(masks, keys, listed=True)
+    masks = arguments.check_mask_list(masks, keys)
     scale = arguments.check_scale(scale, q.shape[-1])
     widths = arguments.check_window(window, len(keys))
     c = polynomials.make(coefficients, degree, q, keys, masks, scale, torch.float64)
-    return sample_error(
-        q, keys, values, masks, c, scale=scale, causal=causal, window=widths, rows=rows
-    ).relative
+    sample = Sample(q, keys, values, masks, scale=scale, causal=causal, window=widths, rows=rows)
+    return sample.error(c)

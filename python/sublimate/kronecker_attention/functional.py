@@ -26,8 +26,9 @@ Raises:
     TypeError, ValueError: a bad argument; raised before anything runs.
     BackendUnavailable: the named backend cannot run this call.
 
-Sums are fp32 (fp64 for fp64). Compiled backends refuse second derivatives and vmap; the reference
-does both.
+Sums are fp32 (fp64 for fp64). Compiled backends refuse second and forward-mode derivatives and
+vmap; the reference does all three. Coefficients are constants to autograd, those fitted to the
+logits ("hermite") too.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from . import arguments, bounds, methods, ops, plan
-from . import coefficients as polynomials
+from . import arguments, methods, ops, plan
 from .methods import FAMILY
 from .plan import Plan
 
@@ -96,23 +96,15 @@ def kronecker_attention(
     arguments.check_tensors(q, keys, values)
     arguments.check_masks(masks, keys)
     widths = arguments.check_window(window, 2)
-    _checks.one_of("method", method, arguments.METHODS)
-    _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
-    arguments.check_degree(degree)
-    arguments.check_tolerance(tol)
+    arguments.check_method(method, degree, coefficients, tol)
     _checks.flags(causal=causal, return_lse=return_lse, return_info=return_info)
     number = arguments.check_scale(scale, q.shape[-1])
     if return_info and torch.compiler.is_compiling():
         raise _checks.fail_value("return_info", "False under torch.compile", True)
-    if method == "exact" and degree is not None:
-        raise _checks.fail_value("degree", 'None with method="exact"', degree)
-    if method == "hybrid":
-        if not causal or not all(widths) or not widths:
-            raise _checks.fail_value(
-                "window", 'two widths > 0, and causal=True, with method="hybrid"', window
-            )
-        if tol is not None:
-            raise _checks.fail_value("tol", 'None with method="hybrid"; give degree', tol)
+    if method == "hybrid" and not (causal and widths and all(widths)):
+        raise _checks.fail_value(
+            "window", 'two widths > 0, and causal=True, with method="hybrid"', window
+        )
     q, *rest = methods.autocast((q, *keys, *values))
     keys, values = (rest[0], rest[1]), (rest[2], rest[3])
     width = values[0].shape[-1]
@@ -167,8 +159,6 @@ def _planned(
         return plan.exact_cost(q, keys, width, bounded, window, name)
 
     if method == "auto" and tol is None:
-        if degree is not None:
-            raise _checks.fail_value("degree", 'None with method="auto" and no tol', degree)
         return Plan("exact", None, exact(causal), 0.0, None, "no tolerance was given: exact")
     if method == "exact":
         return Plan("exact", None, exact(causal), 0.0, None, "asked for")
@@ -196,37 +186,16 @@ def _planned(
     if costs or tol is not None:
         if torch.compiler.is_compiling():
             raise _checks.fail_value("tol", "None under torch.compile", tol)
-        bound, estimate = _judge(q, keys, values, masks, g, kind, scale, causal, window)
-    if tol is not None and estimate is not None and plan.ESTIMATE_FACTOR * estimate > tol:
-        size = float(
-            bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window).max()
+        _checks.readable("q", q)
+        judge = plan.Judge(
+            q, keys, values, masks, kind, scale=scale, causal=causal, window=window, rows=16
         )
-        tried = f"degree {g}: estimated {estimate:.2g}, certified {bound:.2g}"
-        raise ValueError(plan.unreachable(tol, size, tried, (estimate, g)))
+        judged = judge.judge(g)
+        bound, estimate = judged.bound, judged.estimate
+        if tol is not None and judged.within(tol) is None:
+            size = float(judge.radius.max())
+            raise ValueError(plan.unreachable(tol, size, str(judged), (estimate, g)))
     return Plan("polynomial", g, cost, bound, estimate, "asked for")
-
-
-def _judge(
-    q: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    masks: Sequence[Tensor | None],
-    degree: int,
-    kind: str,
-    scale: float,
-    causal: bool,
-    window: tuple[int, ...],
-) -> tuple[float, float]:
-    """(certified bound, estimated relative error) of a degree."""
-    if q.numel() == 0:
-        return 0.0, 0.0
-    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
-    found = bounds.with_coefficients(q, keys, masks, scale, degree, kind, radius)
-    c = polynomials.make(kind, degree, q, keys, masks, scale, torch.float64)
-    sampled = bounds.sample_error(
-        q, keys, values, masks, c, scale=scale, causal=causal, window=window, rows=16
-    )
-    return float(found.output(values).max()), sampled.relative
 
 
 def _choose(
@@ -244,6 +213,7 @@ def _choose(
     must: bool,
     rows: int,
 ) -> Plan:
+    _checks.readable("q", q)
     chosen = _backends.resolve(FAMILY, backend, q)
     return plan.choose(
         q, keys, values, masks, tol=tol, degree=degree, kind=kind, scale=scale, causal=causal,
@@ -329,13 +299,7 @@ def polynomial_attention(
     """
     arguments.check_lists(keys, values)
     arguments.check_tensors(q, keys, values, listed=True)
-    if masks is None:
-        masks = (None,) * len(keys)
-    if not isinstance(masks, (list, tuple)):
-        raise _checks.fail_type("masks", "a list, one for each key set, or None", masks)
-    if len(masks) != len(keys):
-        raise _checks.fail_value("masks", f"one for each of {len(keys)} key sets", len(masks))
-    arguments.check_masks(masks, keys, listed=True)
+    masks = arguments.check_mask_list(masks, keys)
     widths = arguments.check_window(window, len(keys))
     _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
     if degree is None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
+from .._autograd import refuse_tangents
 from .._dtypes import accumulator
 from . import bounds, ops, reference
 from . import coefficients as polynomials
-from .autograd import KroneckerAttention, KroneckerPolynomial
+from .autograd import NO_FORWARD_MODE, KroneckerAttention, KroneckerPolynomial
 
 FAMILY = "kronecker_attention"
 logger = logging.getLogger("sublimate")
@@ -62,6 +63,8 @@ def distinct(tensors: Sequence[Tensor | None]) -> list[Any]:
 
 
 def _recorded(*tensors: Tensor) -> bool:
+    """Whether backward will want something of this call to a compiled backend."""
+    refuse_tangents(NO_FORWARD_MODE, *tensors)
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
@@ -156,6 +159,7 @@ def check_odd(
             "degree", "an even number under torch.compile (odd ones need a look at the data)",
             degree,
         )  # fmt: skip
+    _checks.readable("q", q)
     radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
     found = bounds.with_coefficients(q, keys, masks, scale, degree, kind, radius)
     if not bool(found.positive.all()):

@@ -72,12 +72,13 @@ class KroneckerAttention(nn.Module):
         _checks.integer_between("order", order, 3, 8)
         arguments.check_window(window, order - 1)
         _checks.flags(causal=causal, qk_norm=qk_norm, bias=bias)
-        _checks.one_of("method", method, arguments.METHODS)
-        _checks.one_of("coefficients", coefficients, arguments.COEFFICIENTS)
-        arguments.check_degree(degree)
-        arguments.check_tolerance(tol)
+        arguments.check_method(method, degree, coefficients, tol)
         if order > 3 and method != "polynomial":
             raise _checks.fail_value("method", f'"polynomial" with order {order}', repr(method))
+        if order > 3 and tol is not None:
+            raise _checks.fail_value("tol", f"None with order {order}; give degree", tol)
+        if method == "hybrid" and (window is None or not all(window)):
+            raise _checks.fail_value("window", 'two widths > 0 with method="hybrid"', window)
         if backend is not None:
             _backends._validated(backend, "backend")
         self.embed_dim, self.num_heads, self.kv_heads = embed_dim, num_heads, kv_heads
@@ -149,6 +150,13 @@ class KroneckerAttention(nn.Module):
                 raise _checks.fail_value(
                     name, f"shape (batch, length, {self.embed_dim})", tuple(x.shape)
                 )
+            if x.shape[0] != query.shape[0] or (name == "value" and x.shape[1] != key.shape[1]):
+                length = str(key.shape[1]) if name == "value" else "length"
+                raise _checks.fail_value(
+                    name, f"shape ({query.shape[0]}, {length}, {self.embed_dim})", tuple(x.shape)
+                )
+            if x.device != query.device:
+                raise _checks.fail_value(name, f"the device of query, {query.device}", x.device)
         _checks.flags(need_weights=need_weights, is_causal=is_causal)
         if need_weights:
             raise _checks.fail_value(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import bounds, reference
 from . import coefficients as polynomials
+from .sampling import Sample, row_tuples
 
 Masks = Sequence[Tensor | None]
 
@@ -82,12 +84,7 @@ def tuples(n: int, lengths: Sequence[int], causal: bool, window: Sequence[int]) 
     """Number of tuples that are read, without regard to padding masks."""
     if not causal and not any(window):
         return float(n) * math.prod(lengths)
-    end = torch.arange(1, n + 1, dtype=torch.float64)
-    total = torch.ones(n, dtype=torch.float64)
-    for m, w in zip(lengths, reference.window_widths(window, len(lengths)), strict=True):
-        first = (end - w).clamp(0, m) if w else 0
-        total *= end.clamp_max(m) - first
-    return float(total.sum())
+    return float(row_tuples(n, lengths, causal, window).sum())
 
 
 def exact_cost(
@@ -112,6 +109,89 @@ def polynomial_cost(
     every = rows * (2.0 * sums * rates.flop + (d + width) * rates.element)
     every += shared * sums * rates.sum
     return rates.polynomial_call + b * every * (2.0 if ordered else 1.0)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of the error of one degree on given data.
+
+    Attributes:
+        degree: of the polynomial.
+        bound: largest possible error of an element of the output, infinite if unknown.
+        certified: largest possible relative error of the output, likewise.
+        estimate: of the relative error, from sampled rows.
+    """
+
+    degree: int
+    bound: float
+    certified: float
+    estimate: float
+
+    def within(self, tol: float) -> str | None:
+        """Why the error is within a tolerance, in words; None if that is not known."""
+        if self.certified <= tol:
+            return (
+                f"its certified bound, {self.certified:.2g} of the output, is within the tolerance "
+                f"{tol:.2g}"
+            )
+        if ESTIMATE_FACTOR * self.estimate <= tol:
+            return (
+                f"its estimated error {self.estimate:.2g} is {ESTIMATE_FACTOR:g} times within the "
+                f"tolerance {tol:.2g} (certified: {self.certified:.2g})"
+            )
+        return None
+
+    def __str__(self) -> str:
+        return (
+            f"degree {self.degree}: estimated {self.estimate:.2g}, certified {self.certified:.2g}"
+        )
+
+
+class Judge:
+    """Certificates and estimates of any degree on given data: what they share is computed once."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        masks: Masks | None,
+        kind: str,
+        *,
+        scale: float,
+        causal: bool,
+        window: Sequence[int],
+        rows: int,
+    ) -> None:
+        self._data, self._values, self._kind, self._scale = (q, keys, masks), values, kind, scale
+        self._options: dict[str, Any] = {
+            "scale": scale,
+            "causal": causal,
+            "window": window,
+            "rows": rows,
+        }
+        self.radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
+        self._sample: Sample | None = None
+
+    def certificate(self, degree: int) -> bounds.Certificate:
+        return bounds.with_coefficients(*self._data, self._scale, degree, self._kind, self.radius)
+
+    def judge(self, degree: int, found: bounds.Certificate | None = None) -> Judgement:
+        """``found``: the degree's certificate, where it is known already."""
+        q, keys, masks = self._data
+        if q.numel() == 0:
+            return Judgement(degree, 0.0, 0.0, 0.0)
+        if self._sample is None:
+            self._sample = Sample(q, keys, self._values, masks, **self._options)
+        found = found or self.certificate(degree)
+        c = polynomials.make(self._kind, degree, q, keys, masks, self._scale, torch.float64)
+        errors, least = found.output(self._values), self._sample.least
+        # Of all rows, against the sampled ones alone: the whole output's norm is at least theirs.
+        largest = math.sqrt(self._values[0].shape[-1]) * float(errors.norm())
+        certified = largest / least if least > 0 else math.inf
+        if largest == 0:
+            certified = 0.0
+        return Judgement(degree, float(errors.max()), certified, self._sample.error(c))
 
 
 def choose(
@@ -149,7 +229,9 @@ def choose(
     empty = q.numel() == 0 or any(k.shape[2] == 0 for k in keys)
     if empty:
         return Plan("exact", None, exact, 0.0, None, "nothing to compute: exact")
-    radius = bounds.row_radius(q, keys, scale, masks=masks, causal=causal, window=window)
+    judge = Judge(
+        q, keys, values, masks, kind, scale=scale, causal=causal, window=window, rows=rows
+    )
     tried: list[str] = []
     best: tuple[float, int] | None = None
     cheaper = False
@@ -165,38 +247,38 @@ def choose(
             tried.append(f"degree {g} has rank {reference.rank(q.shape[-1], g):,}")
             break
         cheaper = True
-        found = bounds.with_coefficients(q, keys, masks, scale, g, kind, radius)
+        found = judge.certificate(g)
         if g % 2 and not bool(found.positive.all()):
             tried.append(f"degree {g}: odd, and the denominator may vanish")
             continue
-        bound = float(found.output(values).max())
-        c = polynomials.make(kind, g, q, keys, masks, scale, torch.float64)
-        sampled = bounds.sample_error(
-            q, keys, values, masks, c, scale=scale, causal=causal, window=window, rows=rows
-        )
-        certain = bound <= tol * sampled.size
-        if certain or ESTIMATE_FACTOR * sampled.relative <= tol:
-            how = (
-                f"its certified bound {bound:.2g} is within the tolerance {tol:.2g}"
-                if certain
-                else f"its estimated error {sampled.relative:.2g} is {ESTIMATE_FACTOR:g} times "
-                f"within the tolerance {tol:.2g} (certified: {bound:.2g})"
-            )
+        judged = judge.judge(g, found)
+        how = judged.within(tol)
+        if how is not None:
             share = "" if exact == 0 else f", {cost / exact:.2g} of the exact cost"
-            return Plan("polynomial", g, cost, bound, sampled.relative, f"degree {g}{share}: {how}")
-        tried.append(f"degree {g}: estimated {sampled.relative:.2g}, certified {bound:.2g}")
-        if best is None or sampled.relative < best[0]:
-            best = (sampled.relative, g)
+            why = f"degree {g}{share}: {how}"
+            return Plan("polynomial", g, cost, judged.bound, judged.estimate, why)
+        tried.append(str(judged))
+        if best is None or judged.estimate < best[0]:
+            best = (judged.estimate, g)
     why = "; ".join(tried)
     if must:
-        raise ValueError(unreachable(tol, float(radius.max()), why, best))
+        raise ValueError(unreachable(tol, float(judge.radius.max()), why, best))
     start = "no degree reaches" if cheaper else "no degree is cheaper that could reach"
     return Plan("exact", None, exact, 0.0, None, f"{start} the tolerance {tol:.2g} ({why}): exact")
 
 
 def unreachable(tol: float, radius: float, why: str, best: tuple[float, int] | None) -> str:
-    nearest = "" if best is None else f"tol={3 * best[0]:.2g} would do with degree {best[1]}; "
+    nearest = ""
+    if best is not None and math.isfinite(best[0]):
+        enough = rounded_up(ESTIMATE_FACTOR * best[0])
+        nearest = f"tol={enough:.2g} would do with degree {best[1]}; "
     return (
         f"tol: no polynomial reaches {tol:.2g} on logits of magnitude up to {radius:.3g} ({why}); "
         f'{nearest}else use method="exact", a smaller scale, or normalised queries and keys'
     )
+
+
+def rounded_up(x: float) -> float:
+    """The least number of two digits that is not below x > 0."""
+    digits = 1 - math.floor(math.log10(x))
+    return next(y for step in (0, 1) if (y := round(x, digits) + step * 10.0**-digits) >= x)

@@ -348,11 +348,14 @@ def _cached_tree(dim: int, degree: int) -> tuple[tuple[tuple[int, ...], tuple[in
 
 def monomials(x: Tensor, degree: int) -> Tensor:
     """(..., d) -> (..., r): x^alpha for all |alpha| <= degree, by degree and then lexically."""
-    level = torch.ones_like(x[..., :1])
-    found = [level]
-    for parents, variables in _tree(x.shape[-1], degree):
-        at = torch.tensor((parents, variables), device=x.device)
-        level = level.index_select(-1, at[0]) * x.index_select(-1, at[1])
+    found, level = [torch.ones_like(x[..., :1])], x
+    for at, (parents, variables) in enumerate(_tree(x.shape[-1], degree)):
+        if at > 0:  # the first level is x itself
+            # Not index_select, whose backward Inductor (torch 2.13, CPU) compiles to writes out of
+            # bounds.
+            where = torch.tensor((parents, variables), device=x.device)
+            where = where.expand(*x.shape[:-1], -1, -1)
+            level = level.gather(-1, where[..., 0, :]) * x.gather(-1, where[..., 1, :])
         found.append(level)
     return torch.cat(found, -1)
 
