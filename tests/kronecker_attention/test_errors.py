@@ -141,7 +141,7 @@ def test_the_tolerance_that_would_do_does():
                 kronecker_attention(*leaves, **options, tol=1e-9)
             tol, found = re.search(r"tol=(\S+) would do with degree (\d)", str(told.value)).groups()
             _, plan = kronecker_attention(*leaves, **options, tol=float(tol), return_info=True)
-            assert plan.degree == int(found)
+            assert plan.degree <= int(found)  # rounded up, a lower one may do
 
 
 @pytest.mark.parametrize(
