@@ -28,7 +28,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # CMake's folder is kept between builds, so that only what changed is compiled again.
 export SUBLIMATE_BUILD_DIR ?= $(CURDIR)/build/native
 
-.PHONY: help demo test threads fuzz lint format bench docs gpu budget build clean
+.PHONY: help demo test threads fuzz lint format bench docs gpu budget triton-budget build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' |
@@ -70,6 +70,10 @@ gpu:  ## build for the PYTHON at hand without network, check and measure on its 
 
 budget: $(VENV)/.sublimate  ## rewrite csrc/cuda_budget.json: registers of the CUDA kernels (nvcc)
 	@$(RUN) tests/helpers/cuda_budget.py
+
+triton-budget: $(VENV)/.sublimate  ## compile what tests/kronecker_attention/triton_budget.csv lacks, and estimate
+	@PYTHONPATH=tests:. $(RUN) -m helpers.triton_budget kronecker_attention
+	@PYTHONPATH=tests:. $(RUN) -m bench.kronecker_attention.roofline
 
 build: $(VENV)/.sublimate  ## the environment and the package, nothing else
 

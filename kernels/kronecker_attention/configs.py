@@ -1,16 +1,16 @@
-"""Launch shapes of the Kronecker attention kernels, and what is compiled ahead of time."""
+"""Launch shapes of the Kronecker attention kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ..common.aot import DTYPES, Case
+if TYPE_CHECKING:
+    from ..common.aot import Case
 
 #: Multiply-adds may contract. Stated at every launch: the default differs between Triton versions.
 FP_FUSION = True
@@ -26,27 +26,36 @@ FILL = 264
 
 @dataclass(frozen=True)
 class Config:
-    """A tile of bm rows and of bn keys (attention) or bn monomials (polynomial)."""
+    """A tile of bm rows and of bn keys (attention) or bn monomials (polynomial).
+
+    Attributes:
+        most: registers a thread; 0: not said (AMD). Left to itself, ptxas parks words on the stack
+            to fit one more block on a multiprocessor, in a loop that then waits for them.
+    """
 
     bm: int
     bn: int
     warps: int
     stages: int = 1
+    most: int = 255
 
     def options(self) -> dict[str, Any]:
+        said = {"maxnreg": self.most} if self.most else {}
         return {
             "num_warps": self.warps,
             "num_stages": self.stages,
             "enable_fp_fusion": FP_FUSION,
+            **said,
         }
 
 
 # By the bytes of an operand and the padded head dimension (the larger of D's and Dv's).
 # 2: tensor cores; what limits a tile is registers: two sums of a row tile (query, forward), four of
-# a key tile (key). 4, 8: IEEE products from registers (or TF32, polynomial), small tiles.
+# a key tile (key). 4, 8: IEEE products from registers (or TF32, polynomial), small tiles. Each is
+# the largest found that fits with every mode of aot.py.
 _SMALL = {
-    4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 4),
-        128: Config(32, 16, 8)},
+    4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 32, 8),
+        128: Config(16, 16, 8)},
     8: {16: Config(16, 16, 8), 32: Config(16, 16, 8), 64: Config(16, 16, 8),
         128: Config(16, 16, 8)},
 }  # fmt: skip
@@ -55,32 +64,61 @@ _ROWS = {16: Config(64, 64, 4), 32: Config(64, 64, 4), 64: Config(128, 64, 8),
 _KEY = {
     2: {16: Config(64, 64, 4, 2), 32: Config(64, 64, 8, 2), 64: Config(64, 32, 8, 2),
         128: Config(64, 32, 8, 2)},
-    4: {16: Config(32, 16, 4), 32: Config(32, 32, 4), 64: Config(32, 16, 4),
-        128: Config(16, 32, 8)},
+    4: {16: Config(32, 16, 4), 32: Config(32, 16, 4), 64: Config(32, 16, 8),
+        128: Config(16, 16, 8)},
     8: dict.fromkeys((16, 32, 64, 128), Config(16, 8, 8)),
 }  # fmt: skip
-_FEATURES = {4: {**_SMALL[4], 64: Config(32, 16, 4)}, 8: _SMALL[8]}
+_FEATURES = {
+    4: {16: Config(32, 32, 4), 32: Config(32, 32, 4), 64: Config(32, 16, 4),
+        128: Config(32, 16, 8)},
+    8: _SMALL[8],
+}  # fmt: skip
 #: "forward" and "query" hold rows, "key" keys of the second set, "features" rows or monomials, in
 #: tiles of what is computed (fp32, fp64).
 TABLES = {
     "forward": {
         2: {**_ROWS, 64: Config(64, 64, 8)},
-        4: {**_SMALL[4], 128: Config(16, 16, 8)},
+        4: _SMALL[4],
         8: {**_SMALL[8], 64: Config(16, 16, 4)},
     },
-    "query": {**_SMALL, 2: _ROWS, 4: {**_SMALL[4], 128: Config(16, 16, 4)}},
+    "query": {**_SMALL, 2: _ROWS, 4: {**_SMALL[4], 64: Config(32, 16, 4)}},
     "key": _KEY,
     "features": _FEATURES,
 }
+# Without the operands in shared memory of warp-group products, more of a tile is in registers.
+_SM_80 = {
+    **TABLES,
+    "query": {**TABLES["query"], 2: {**_ROWS, 128: Config(32, 64, 8)}},
+    "key": {**_KEY, 2: {**_KEY[2], 32: Config(32, 64, 8, 2)}},
+}
+_SM_100 = {
+    **TABLES,
+    "forward": {**TABLES["forward"], 8: _SMALL[8]},
+    "key": {
+        **_KEY,
+        2: {**_KEY[2], 16: Config(64, 64, 8, 2)},
+        8: {**_KEY[8], 128: Config(16, 16, 8)},
+    },
+    "features": {
+        **_FEATURES,
+        4: {**_FEATURES[4], 64: Config(32, 16, 8), 128: Config(16, 16, 8)},
+    },
+}
 # AMD keeps a comparison of 64 lanes in two scalar registers: few pairs a lane, or they run out.
-_HIP = {size: dict.fromkeys((16, 32, 64, 128), Config(16, 32 if size == 2 else 16, 4))
+_HIP = {size: dict.fromkeys((16, 32, 64, 128), Config(16, 32 if size == 2 else 16, 4, most=0))
         for size in (2, 4, 8)}  # fmt: skip
-_HIP_KEY = {**_HIP, 2: {**_HIP[2], 16: Config(16, 16, 4)},
-            4: dict.fromkeys((16, 32, 64, 128), Config(16, 16, 2))}  # fmt: skip
-_HIP_QUERY = {**_HIP, 2: {**_HIP[2], 128: Config(16, 32, 8)}}
-TABLES_HIP = {"forward": _HIP, "query": _HIP_QUERY, "key": _HIP_KEY, "features": _HIP}
+_HIP_KEY = {**_HIP, 2: {**_HIP[2], 16: Config(16, 16, 4, most=0)},
+            4: dict.fromkeys((16, 32, 64, 128), Config(16, 16, 2, most=0))}  # fmt: skip
+_HIP_QUERY = {**_HIP, 2: {**_HIP[2], 128: Config(16, 32, 8, most=0)}}
+_HIP_TABLES = {"forward": _HIP, "query": _HIP_QUERY, "key": _HIP_KEY, "features": _HIP}
+#: Each target's tables, by the name that its compiler knows it by.
+TARGETS = {"sm_80": _SM_80, "sm_90": TABLES, "sm_100": _SM_100, "gfx942": _HIP_TABLES}
 #: Rows at once in the kernel of norms.
 NORM_ROWS = 32
+
+
+def norm_launch(target: str) -> Config:
+    return Config(NORM_ROWS, 0, 4, most=0 if target == "gfx942" else 255)
 
 
 def padded(size: int) -> int:
@@ -88,17 +126,33 @@ def padded(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
-def config(kernel: str, itemsize: int, d: int, dv: int, hip: bool) -> Config:
+def target_of(backend: str, arch: int | str) -> str:
+    """Whose tables a device launches with, from what Triton says of it.
+
+    Between two of them the older one's. Blackwell without its tensor memory (12.x) multiplies as
+    8.x does.
+    """
+    if backend == "hip":
+        return "gfx942"
+    return "sm_90" if arch == 90 else "sm_100" if 100 <= int(arch) < 120 else "sm_80"
+
+
+def config(kernel: str, itemsize: int, d: int, dv: int, target: str) -> Config:
     """Launch of a kernel ("forward", "query", "key" or "features") for operands of ``itemsize``."""
-    found = (TABLES_HIP if hip else TABLES)[kernel][itemsize][max(padded(d), padded(dv))]
-    if kernel == "key" and itemsize == 2 and (padded(d) != d or padded(dv) != dv):
+    found = TARGETS[target][kernel][itemsize][max(padded(d), padded(dv))]
+    odd = padded(d) != d or padded(dv) != dv
+    large = kernel == "key" or (kernel == "query" and found.bm * d > 64 * 64)
+    if odd and itemsize == 2 and large:
         return replace(found, bm=min(found.bm, 32))  # masks of loads take registers too
     return found
 
 
-def narrow(config: Config, itemsize: int) -> Config:
-    """The same with few rows: for a window of few keys beside the positions of a tile."""
-    return replace(config, bm=min(config.bm, 32 if itemsize == 2 else 16))
+def row_tile(found: Config, itemsize: int, masked: bool, narrow: bool) -> Config:
+    """What a kernel that holds rows launches with: few of them where a window of few keys is
+    ``narrow`` beside the positions of a tile, and where a mask would not fit into the registers."""
+    if narrow or (masked and found.warps == 8):
+        return replace(found, bm=min(found.bm, 32 if itemsize == 2 else 16))
+    return found
 
 
 def operand(dtype: torch.dtype, polynomial: bool) -> tuple[Any, int, str]:
@@ -134,135 +188,8 @@ def segment(dv: int) -> int:
     return max(128, 4 * padded(dv))
 
 
-# ---------------------------------------------------------------------------------------------
-# Ahead-of-time compilation: the cases (kernels/common/aot.py).
-
-HIP = "-hip"
-_SIZES = {"n": "i32", "m1": "i32", "m2": "i32", "heads": "i32", "group": "i32", "window1": "i32",
-          "window2": "i32", "near": "i32", "shares1": "i32", "shares2": "i32", "length": "i32",
-          "rank": "i32", "segments": "i32", "scale_high": "fp32", "scale_low": "fp32"}  # fmt: skip
-
-_TORCH = {"fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16,
-          "bf16": torch.bfloat16}  # fmt: skip
-
-
-def _case(kernel: Any, name: str, dtype: str, pointers: dict[str, str], constants: dict[str, Any],
-          launch: Config, common: bool, hip: bool) -> Case:  # fmt: skip
-    """Of a kernel whose strides are those of usual shapes: multiples of 16."""
-    acc = "*fp64" if dtype == "fp64" else "*fp32"
-    types = {"T": "*" + dtype, "A": acc}
-    found = {key: types.get(kind, kind) for key, kind in pointers.items()}
-    strides = tuple(x for x in kernel.arg_names if x[-2:] in ("_b", "_h", "_n"))
-    found |= {x: "i64" if x[-2:] == "_b" else "i32" for x in strides}
-    found |= {key: kind for key, kind in _SIZES.items() if key in kernel.arg_names}
-    return Case(
-        name=f"{name}-{dtype}{HIP if hip else ''}",
-        kernel=kernel,
-        signature=found,
-        constexprs={**constants, "ACC": tl.float64 if dtype == "fp64" else tl.float32},
-        options=launch.options(),
-        dtype=dtype,
-        common=common,
-        divisible=strides,
-    )
-
-
-def _attention_cases(dtype: str, hip: bool) -> Iterator[Case]:
-    from . import columns, rows
-
-    kernels = {"forward": rows.forward_kernel, "query": rows.query_kernel,
-               "key": columns.key_kernel}  # fmt: skip
-    inputs = {f"{x}_ptr": "T" for x in ("q", "k1", "k2", "v1", "v2")}
-    own = {
-        "forward": {"out_ptr": "T", "lse_ptr": "A"},
-        "query": {"dout_ptr": "T", "delta_ptr": "A", "dq_ptr": "T"},
-        "key": {"dout_ptr": "T", "delta_ptr": "A", "dk1_ptr": "A", "dk2_ptr": "A", "dv1_ptr": "A",
-                "dv2_ptr": "A"},
-    }  # fmt: skip
-    masks = {"mask1_ptr": "*i32", "mask2_ptr": "*i32"}
-
-    def case(name: str, d: int, mode: str, common: bool) -> Case:
-        polynomial = mode.startswith("polynomial")
-        kind, size, precision = operand(_TORCH[dtype], polynomial)
-        tile = config(name, size, d, d, hip)
-        if mode == "narrow" or (mode == "masked" and name != "key" and tile.warps == 8):
-            tile = narrow(tile, size)
-        limit = mode in ("causal", "narrow", "polynomial-near")
-        pointers = {**inputs, **own[name]}
-        if polynomial:
-            pointers["coefficients_ptr"] = "A"
-            if name == "forward":
-                pointers["out_ptr"] = "A"
-            else:
-                pointers["dout_ptr"] = "A"
-        elif name == "forward" and mode != "strassen":
-            pointers["bound_ptr"] = "A"
-        elif name != "forward":
-            pointers["lse_ptr"] = "A"
-        if mode == "masked":
-            pointers |= masks
-        constants = {
-            "KIND": "strassen" if mode == "strassen" else "trilinear",
-            "FUNCTION": "polynomial" if polynomial else "softmax",
-            "DEGREE": 3 if polynomial else 0, "LIMIT1": limit, "LIMIT2": limit,
-            "NEAR": mode == "polynomial-near", "D": d, "DV": d, "BD": padded(d), "BDV": padded(d),
-            "BM": tile.bm, "BN": tile.bn, "OPERAND": kind, "PRECISION": precision,
-        }  # fmt: skip
-        if name == "forward":
-            constants["LIMIT_BOUND"] = BOUND
-        full = f"{name}-d{d}-{mode}"
-        return _case(kernels[name], full, dtype, pointers, constants, tile, common, hip)
-
-    for name in kernels:
-        for d in (16, 32, 64, 128):
-            yield case(name, d, "causal", d == 64)
-        yield case(name, 80, "full", False)
-        yield case(name, 128, "masked", False)
-        yield case(name, 128, "strassen", False)
-        for d in (64, 128):
-            yield case(name, d, "polynomial-near", d == 64 and dtype == "fp16")
-        if name != "key":
-            yield case(name, 128, "narrow", False)
-
-
-def _feature_cases(dtype: str, hip: bool) -> Iterator[Case]:
-    from . import features, rows
-
-    inputs = {"x_ptr": "T", "index_ptr": "*i32", "sums_ptr": "A", "ones_ptr": "A"}
-    query = {"weight_ptr": "A", "one_ptr": "A"}
-    _, size, precision = operand(_TORCH[dtype], True)
-    for d, degree in ((16, 3), (64, 2), (128, 2)):
-        tile = config("features", size, d, d, hip)
-        constants = {"DEGREE": degree, "D": d, "DV": d, "BDV": padded(d), "BM": tile.bm,
-                     "BA": tile.bn, "PRECISION": precision}  # fmt: skip
-        for kernel, name, pointers, more in (
-            (features.moment_kernel, "moment", {"v_ptr": "A", **query}, {}),
-            (features.moment_kernel, "moment-keys", {"v_ptr": "T", "keep_ptr": "*i32"}, {}),
-            (features.evaluate_kernel, "evaluate",
-             {"weight_ptr": "A", "out_ptr": "A", "total_ptr": "A"}, {}),
-            (features.gradient_kernel, "gradient", {"v_ptr": "A", "dx_ptr": "T", **query},
-             {"BD": padded(d)}),
-            (features.gradient_kernel, "gradient-keys",
-             {"v_ptr": "T", "dx_ptr": "T", "keep_ptr": "*i32"}, {"BD": padded(d)}),
-        ):  # fmt: skip
-            yield _case(kernel, f"{name}-d{d}-g{degree}", dtype, {**inputs, **pointers},
-                        {**constants, **more}, tile, d == 64 and "keys" not in name,
-                        hip)  # fmt: skip
-    yield _case(rows.norm_kernel, "norm-d128", dtype, {"x_ptr": "T", "norm_ptr": "A"},
-                {"D": 128, "BD": 128, "ROWS": NORM_ROWS}, Config(0, 0, 4), True, hip)  # fmt: skip
-
-
 def aot_cases() -> list[Case]:
-    """Every kernel x dtype x launch; ``common`` marks the subset for every target.
+    """Every launch, compiled ahead of time: kernels/kronecker_attention/aot.py."""
+    from . import aot
 
-    Names that end in ``HIP`` are launches on AMD; none in fp64: the constants of its exponential
-    run out of scalar registers (up to 62 are spilled).
-    """
-    return [
-        case
-        for dtype in DTYPES
-        for hip in (False, True)
-        if not (hip and dtype == "fp64")
-        for part in (_attention_cases, _feature_cases)
-        for case in part(dtype, hip)
-    ]
+    return list(aot.cases())

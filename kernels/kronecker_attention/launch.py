@@ -104,12 +104,12 @@ def in_two(scale: float) -> dict[str, float]:
     return {"scale_high": high, "scale_low": scale - high}
 
 
-def hip() -> bool:
-    return bool(triton.runtime.driver.active.get_current_target().backend == "hip")
-
-
-def _on_hip(x: Tensor) -> bool:
-    return x.device.type == "cuda" and hip()
+def target(x: Tensor) -> str:
+    """Whose launches x's device gets; a CPU, in the interpreter, those of sm_90."""
+    if x.device.type != "cuda":
+        return "sm_90"
+    found = triton.runtime.driver.active.get_current_target()
+    return configs.target_of(found.backend, found.arch)
 
 
 def check_sizes(q: Tensor, keys: Sequence[Tensor]) -> None:
@@ -127,12 +127,11 @@ def _precision(q: Tensor, polynomial: bool) -> tuple[dict[str, Any], int]:
 def _tile(kernel: str, size: int, pairs: Pairs, group: int) -> configs.Config:
     """Launch of a kernel that holds rows: few positions a tile where the first window is narrow."""
     found = configs.config(
-        kernel, size, pairs.k1.shape[3], pairs.v1.shape[3], _on_hip(pairs.k1)
+        kernel, size, pairs.k1.shape[3], pairs.v1.shape[3], target(pairs.k1)
     )  # fmt: skip
     masked = pairs.mask1 is not None or pairs.mask2 is not None
-    if (masked and found.warps == 8) or 0 < pairs.window1 < triton.cdiv(found.bm, 2 * group):
-        return configs.narrow(found, size)
-    return found
+    narrow = 0 < pairs.window1 < triton.cdiv(found.bm, 2 * group)
+    return configs.row_tile(found, size, masked, narrow)
 
 
 def norms(x: Tensor) -> Tensor:
@@ -141,7 +140,7 @@ def norms(x: Tensor) -> Tensor:
     out = x.new_empty((b, h, n), dtype=_torch_accumulator(x))
     rows.norm_kernel[(b * h * triton.cdiv(n, configs.NORM_ROWS),)](
         x, out, *x.stride()[:3], h, n, D=d, BD=configs.padded(d), ROWS=configs.NORM_ROWS,
-        ACC=accumulator(x), **configs.Config(0, 0, 4).options(),
+        ACC=accumulator(x), **configs.norm_launch(target(x)).options(),
     )  # fmt: skip
     return out
 
@@ -205,7 +204,7 @@ def backward(dout: Tensor, q: Tensor, pairs: Pairs, lse: Tensor | None, delta: T
         **common, **strided("dq", dq), BM=config.bm, BN=config.bn, **config.options()
     )
     d, dv, m1, m2 = q.shape[3], dout.shape[3], pairs.k1.shape[2], pairs.k2.shape[2]
-    config = configs.config("key", size, d, dv, _on_hip(q))
+    config = configs.config("key", size, d, dv, target(q))
     shares1, shares2 = configs.shares(q.shape[0] * heads, m1, m2, config)
     acc = delta.dtype
     partial = [
@@ -241,7 +240,7 @@ class Monomials:
 def _features(kernel: Callable[..., Any], grid: Callable[[configs.Config], int], x: Tensor,
               dv: int, group: int, of: Monomials, arguments: dict[str, Any]) -> None:  # fmt: skip
     _, size, precision = configs.operand(x.dtype, True)
-    config = configs.config("features", size, x.shape[3], dv, _on_hip(x))
+    config = configs.config("features", size, x.shape[3], dv, target(x))
     kernel[(grid(config),)](
         **arguments, **strided("x", x), index_ptr=of.index, n=x.shape[2], length=of.length,
         heads=x.shape[1] // group, group=group, rank=of.index.shape[1],

@@ -39,7 +39,7 @@ class Report:
     error: str = ""
     shared: int = 0
     registers: int = 0
-    spilled: int = 0  # CUDA: bytes of stack and local memory; HIP: spilled registers
+    spilled: int = 0  # CUDA: bytes of stack and local memory; HIP: spilled vectors, or bytes
 
 
 def _cuda_resources(cubin: bytes, folder: Path) -> tuple[int, int]:
@@ -57,12 +57,16 @@ def _cuda_resources(cubin: bytes, folder: Path) -> tuple[int, int]:
 
 
 def _hip_resources(assembly: str) -> tuple[int, int]:
-    """(vector registers, spilled registers), from the metadata of the assembly."""
+    """(vector registers, bytes of scratch memory or else spilled vectors), from the metadata.
+
+    Spilled scalars are not counted: while there is a vector register left they go into its lanes
+    (v_writelane_b32), which takes no memory; where none is left, into scratch memory, which counts.
+    """
     use = {
         key: int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])  # type: ignore[index]
-        for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        for key in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
     }
-    return use["vgpr_count"], use["vgpr_spill_count"] + use["sgpr_spill_count"]
+    return use["vgpr_count"], max(use["vgpr_spill_count"], use["private_segment_fixed_size"])
 
 
 def _start(cache: str) -> None:
@@ -117,13 +121,16 @@ def compile_all(
         return {key: future.result() for key, future in futures.items()}
 
 
-def check(report: Report, target: str) -> None:
-    """Compiled, within the target's shared memory, at most 255 (HIP: 512) registers, no spill."""
+def check(report: Report, target: str, more: int = 0) -> None:
+    """Compiled, within the target's shared memory, at most 255 (HIP: 512) registers, no spill.
+
+    more: bytes that a family allows where it says why.
+    """
     cuda = target.startswith("sm_")
     assert not report.error, report.error
     assert report.shared <= TARGETS[target], f"{report.shared} bytes of shared memory"
     assert 0 < report.registers <= (255 if cuda else 512), f"{report.registers} registers"
-    allowed = PARKED if cuda and report.registers % 8 == 0 else 0
+    allowed = max(more, PARKED if cuda and report.registers % 8 == 0 else 0)
     assert report.spilled <= allowed, f"spills: {report}"
 
 

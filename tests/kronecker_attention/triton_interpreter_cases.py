@@ -14,6 +14,7 @@ import torch
 from helpers.parity import assert_parity
 from sublimate.kernels.kronecker_attention import bwd, configs, fwd, launch
 from sublimate.kernels.kronecker_attention import polynomial as method
+from sublimate.kronecker_attention.autograd import KroneckerAttention
 from torch import Tensor
 
 HALF, SINGLE, DOUBLE = torch.float16, torch.float32, torch.float64
@@ -26,7 +27,7 @@ def _small_tiles(monkeypatch):
     table = {
         size: dict.fromkeys((16, 32, 64, 128), configs.Config(16, 16, 4)) for size in (2, 4, 8)
     }
-    monkeypatch.setattr(configs, "TABLES", dict.fromkeys(configs.TABLES, table))
+    monkeypatch.setitem(configs.TARGETS, "sm_90", dict.fromkeys(configs.TABLES, table))
 
 
 @dataclass(frozen=True)
@@ -150,33 +151,57 @@ def double(tensors):
     return tuple(t.double() for t in tensors)
 
 
-def check_attention(case: Case, kind: str = "trilinear") -> None:
-    name = "attention" if kind == "trilinear" else "strassen"
+def by_launchers(form, case, inputs, masks, dout, dlse):
+    """O, LSE and the five gradients, by the functions that launch the kernels."""
+    q = inputs[0]
+    out = torch.empty_like(q[..., :1].expand(*q.shape[:3], case.dv))
+    lse = torch.empty(q.shape[:3], dtype=case.acc)
+    setting = (case.scale, case.causal, case.window)
+    getattr(fwd, form)(*inputs, *masks, out, lse, *setting)
+    delta = (dout.to(case.acc) * out.to(case.acc)).sum(-1) - dlse
+    found = [torch.empty_like(t) for t in inputs]
+    getattr(bwd, form)(dout, *inputs, lse, delta, *masks, *found, *setting)
+    return out, lse, found
+
+
+def by_operators(form, case, inputs, masks, dout, dlse):
+    """The same by the registered operators and their gradient, as a call of the library."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    setting = (case.scale, case.causal, case.window, "triton", form)
+    results = KroneckerAttention.apply(*leaves, *masks, *setting)
+    found = torch.autograd.grad(results, leaves, (dout, dlse))
+    return *(r.detach() for r in results), found
+
+
+def check_attention(case: Case, kind: str = "trilinear", run=by_launchers) -> None:
     inputs, masks = case.inputs(), case.masks()
     allowed = case.allowed(masks)
 
     def function(tensors):
         return dense(kind, tuple(tensors), allowed, case.scale)
 
-    truth, eager = function(double(inputs)), function(inputs)
-    q = inputs[0]
-    out = torch.empty_like(q[..., :1].expand(*q.shape[:3], case.dv))
-    lse = torch.empty(q.shape[:3], dtype=case.acc)
-    setting = (case.scale, case.causal, case.window)
-    getattr(fwd, name)(*inputs, *masks, out, lse, *setting)
+    def other_way(tensors):
+        """The keys from the other end: in float64 the truth is rounded too, by what this shows."""
+        q, *sets = tensors
+        turned = (q, *(t.flip(2) for t in sets))
+        return dense(kind, turned, allowed.flip(-1, -2), case.scale)
+
+    eagerly = other_way if case.dtype == DOUBLE else function
+    truth, eager = function(double(inputs)), eagerly(inputs)
+    rows = inputs[0].shape[:3]
+    dout = torch.randn(*rows, case.dv).to(case.dtype)
+    dlse = torch.randn(rows).to(case.acc)
+    form = "attention" if kind == "trilinear" else "strassen"
+    out, lse, found = run(form, case, inputs, masks, dout, dlse)
     # Sums of terms as large as the largest results; the logarithm of a sum of numbers about 1.
     assert_parity(out, truth[0], eager[0], scale=truth[0].abs().max(), what="out")
     # As exact as the operands of its products, of which one is rounded to the dtype.
     whole = truth[1].abs().clamp_min(1)
     assert_parity(lse.to(case.dtype), truth[1], eager[1], scale=whole, what="lse")
 
-    dout = torch.randn(*out.shape).to(case.dtype)
-    dlse = torch.randn(*lse.shape).to(case.acc)
     true = gradients(function, double(inputs), (dout, dlse))
-    measure = gradients(function, inputs, (dout, dlse))
+    measure = gradients(eagerly, inputs, (dout, dlse))
     delta = (dout.to(case.acc) * out.to(case.acc)).sum(-1) - dlse
-    found = [torch.empty_like(t) for t in inputs]
-    getattr(bwd, name)(dout, *inputs, lse, delta, *masks, *found, *setting)
     cancels = cancellation(
         kind, double(inputs), dout.double(), delta.double(), truth[1], allowed, case
     )
@@ -223,6 +248,25 @@ def test_attention_double():
 @pytest.mark.parametrize("form", ["cross", "causal-cross", "group", "empty"])
 def test_strassen(form):
     check_attention(FORMS[form], "strassen")
+
+
+OPERATED = {
+    "one": FORMS["one"],
+    "full": FORMS["full"],
+    "long": Case(n=129, m1=3, m2=17, d=6, dv=5),
+    "causal": Case(n=63, m1=63, m2=9, causal=True, d=6, dv=5),
+    "windows": Case(group=3, n=21, m1=21, m2=21, window=(5, 18), d=5),
+    "empty": FORMS["empty"],
+    "strided": FORMS["strided"],
+    "half": replace(FORMS["multi-query"], dtype=HALF),
+    "double": replace(FORMS["cross"], dtype=DOUBLE),
+}
+
+
+@pytest.mark.parametrize("form", OPERATED)
+@pytest.mark.parametrize("kind", ["trilinear", "strassen"])
+def test_registered_operators(kind, form):
+    check_attention(OPERATED[form], kind, by_operators)
 
 
 @pytest.mark.parametrize("size", [0.2, 1.0, 3.0])
