@@ -65,6 +65,36 @@ SUBLIMATE_HD void store_lanes(half_t* p, Vector<float> x) {
 #endif
 }
 
+// Two registers of consecutive elements, in whatever split is cheapest: for elementwise work, with
+// results put back in their order by in_order.
+template <class A>
+struct LanePair {
+  Vector<A> first, second;
+};
+template <class T>
+SUBLIMATE_HD LanePair<arith_t<T>> load_lane_pair(const T* p) {
+  return {load_lanes(p), load_lanes(p + lanes_of<T>)};
+}
+// bf16: even elements and odd ones, which are the halves of 32-bit lanes.
+SUBLIMATE_HD LanePair<float> load_lane_pair(const bfloat_t* p) {
+  typedef uint32_t Loose __attribute__((vector_size(tile::BYTES), aligned(2), may_alias));
+  const WordLanes u = *reinterpret_cast<const Loose*>(p);
+  return {Vector<float>(u << 16), Vector<float>(u & 0xffff0000u)};
+}
+// Numbers that were worked on in pairs of T, in the order of T's elements.
+template <class T, class A>
+SUBLIMATE_HD void in_order(A* pair) {
+  if constexpr (std::is_same_v<T, bfloat_t>) {
+    constexpr int L = LANES<A>;
+    A mixed[2 * L];
+    for (int i = 0; i < L; ++i) {
+      mixed[2 * i] = pair[i];
+      mixed[2 * i + 1] = pair[L + i];
+    }
+    for (int i = 0; i < 2 * L; ++i) pair[i] = mixed[i];
+  }
+}
+
 // The first n lanes only, n < LANES; the others read as zero.
 template <class T>
 SUBLIMATE_HD Vector<arith_t<T>> load_some(const T* p, int n) {

@@ -81,7 +81,9 @@ struct SumPiece {
 
   // Adds points k .. k + U to the sums, in their order. Several at once: the sums are read and
   // written once for all, and memory has as many rows to read ahead in (four against one: 1.3 to
-  // 2 times as fast, wherever the gradients lie).
+  // 2 times as fast, wherever the gradients lie). Two registers at once, since U sums follow one
+  // another in each: half the time where the gradients lie in a cache. Without differences the
+  // numbers of a pair of registers stand in its split (in_order).
   template <bool difference, bool second, int U>
   void add(int64_t k, int64_t b, int64_t e, int n, A* sum, A* squares) const {
     A w[U];
@@ -93,6 +95,35 @@ struct SumPiece {
       start[u] = difference ? start_of<A>(a.starts, k + u, b, a.samples, a.size) + e : nullptr;
     }
     const A* x = difference ? static_cast<const A*>(a.x) + b * a.size + e : nullptr;
+    const auto one = [&](Vector<A> t, int u, Vector<A>& first, Vector<A>& squared)
+                         __attribute__((always_inline)) {
+                           first = first + w[u] * t;
+                           if (second) squared = squared + w[u] * (t * t);
+                         };
+    const auto pair = [&](int i) __attribute__((always_inline)) {
+      Vector<A> first[2], squared[2] = {}, at[2] = {};
+      for (int h = 0; h < 2; ++h) {
+        first[h] = tile::load(sum + i + h * L);
+        if (second) squared[h] = tile::load(squares + i + h * L);
+        if (difference) at[h] = load_lanes(x + i + h * L);
+      }
+      for (int u = 0; u < U; ++u) {
+        if (difference) {
+          for (int h = 0; h < 2; ++h) {
+            const int j = i + h * L;
+            one(load_lanes(g[u] + j) * (at[h] - load_lanes(start[u] + j)), u, first[h], squared[h]);
+          }
+        } else {
+          const LanePair<A> t = load_lane_pair(g[u] + i);
+          one(t.first, u, first[0], squared[0]);
+          one(t.second, u, first[1], squared[1]);
+        }
+      }
+      for (int h = 0; h < 2; ++h) {
+        tile::store(sum + i + h * L, first[h]);
+        if (second) tile::store(squares + i + h * L, squared[h]);
+      }
+    };
     const auto lanes = [&](int i, int m) __attribute__((always_inline)) {
       Vector<A> first = tile::load(sum + i), squared{}, at{};
       if (second) squared = tile::load(squares + i);
@@ -100,15 +131,14 @@ struct SumPiece {
       for (int u = 0; u < U; ++u) {
         Vector<A> t = get(g[u] + i, m);
         if (difference) t = t * (at - get(start[u] + i, m));
-        first = first + w[u] * t;
-        if (second) squared = squared + w[u] * (t * t);
+        one(t, u, first, squared);
       }
       tile::store(sum + i, first);
       if (second) tile::store(squares + i, squared);
     };
     int i = 0;
-    for (; i + L <= n; i += L) lanes(i, L);
-    if (i < n) lanes(i, n - i);
+    for (; i + 2 * L <= n; i += 2 * L) pair(i);
+    for (; i < n; i += L) lanes(i, std::min(L, n - i));
   }
 
   template <bool difference, bool second>
@@ -119,6 +149,10 @@ struct SumPiece {
     int64_t k = 0;
     for (; k + 4 <= a.points; k += 4) add<difference, second, 4>(k, b, e, n, sum, squares);
     for (; k < a.points; ++k) add<difference, second, 1>(k, b, e, n, sum, squares);
+    for (int i = 0; !difference && i + 2 * L <= n; i += 2 * L) {
+      in_order<T>(sum + i);
+      if (second) in_order<T>(squares + i);
+    }
     if (factor) {
       for (int i = 0; i < n; ++i) sum[i] *= factor[i];
       if (second) {
@@ -214,7 +248,7 @@ int scale_as(const Scale& s) {
                        scaled[i] = (x[e + i] - base[e + i]) * acc[e + i];
                      }
                      for (int i = 0; i < SUMS; ++i) part[i] += double(scaled[i]);
-                     std::copy_n(scaled, SUMS, out + e);
+                     for (int i = 0; i < SUMS; ++i) out[e + i] = scaled[i];
                    }
                    for (; e < s.size; ++e) {
                      out[e] = (x[e] - base[e]) * acc[e];

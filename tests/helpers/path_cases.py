@@ -61,3 +61,28 @@ def cnn(act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
         model[1].running_mean.normal_()
         model[1].bias.data.normal_()
         return model.eval()
+
+
+class Layers(nn.Module):
+    """[B, 3] -> [B, 2] by a linear layer, a rectifier that may give a pair, and another."""
+
+    def __init__(self, pair: bool = False) -> None:
+        super().__init__()
+        self.pair = pair
+        self.first, self.act, self.last = nn.Linear(3, 4), Doubled(), nn.Linear(4, 2)
+        self.relu = nn.ReLU()
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.sin(torch.arange(1.0, p.numel() + 1)).view_as(p))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        h = self.first(torch.stack(inputs).sum(0))
+        if self.pair:
+            one, two = self.act(h)
+            return self.last(one + two / 2)
+        return self.last(self.relu(h))
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return nn.functional.relu(x), nn.functional.relu(2 * x)

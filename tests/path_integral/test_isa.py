@@ -1,7 +1,8 @@
-"""Every instruction-set level of the CPU kernels agrees with the reference, and with the others.
+"""The instruction-set levels of the CPU kernels agree with one another; the lowest, and by
+test_kernels.py the highest, with the reference.
 
 A level is picked once, when the module loads, so each runs in a process of its own
-(helpers/path_isa_worker.py), which fails where a kernel is off.
+(helpers/path_isa_worker.py), where the lowest fails if a kernel is off.
 """
 
 from __future__ import annotations

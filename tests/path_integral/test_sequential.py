@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+
 import pytest
 import torch
 from sublimate import path_integral as pi
 from sublimate.path_integral import sequential
 from sublimate.path_integral.arguments import spaces
-from torch import nn
+from torch import Tensor, nn
 
 _WIDE = torch.float64
 
@@ -192,3 +195,43 @@ def test_errors_of_the_model_are_its_own():
         net[0].weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"NaN at path point 0 .* of sample 0"):
         pi.integrated_gradients(net, torch.randn(2, 3), target=0)
+
+
+def series(first: int, *widths: int, groups: int = 1) -> nn.Sequential:
+    """1-D convolutions with a stride and a dilation, functions between, and a head."""
+    torch.manual_seed(5)
+    layers: list[nn.Module] = [nn.Conv1d(first, widths[0], 5, padding=2), nn.GELU()]
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Conv1d(a, b, 3, 2, 2, 2, groups), nn.Tanh()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(widths[-1], 3))
+
+
+@pytest.mark.parametrize(("model", "last"), [
+    (series(2, 16, 32), True), (series(2, 16, 16, 48), True), (series(2, 16, 24), False),
+    (series(2, 8, 16), False), (series(2, 16, 16, groups=2), False), (series(2, 16), False),
+])  # fmt: skip
+@pytest.mark.parametrize("rows", [None, 7, 1])
+def test_channels_last_are_the_same_numbers(
+    model: nn.Sequential, last: bool, rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a front of 1-D convolutions, in blocks of 16 channels alone."""
+    seen = []
+    convolve = sequential._convolve
+
+    def watched(m: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(sequential._lies_last(x))
+        return convolve(m, x)
+
+    for kind, (dims, _, back) in list(sequential._LAYERS.items()):
+        if kind is nn.Conv1d:
+            monkeypatch.setitem(sequential._LAYERS, kind, (dims, watched, back))
+    x, b = torch.randn(3, 2, 40), torch.randn(3, 2, 40)
+    wide = copy.deepcopy(model).double()
+    for target in (1, "all", [0, 2, 1]):
+        got = pi.integrated_gradients(model, x, b, target, n_steps=9, internal_batch_size=rows)
+        assert all(seen) if last else not any(seen)
+        assert bool(seen) is (len(model) > 5)
+        want = pi.integrated_gradients(wide, x.double(), b.double(), target, n_steps=9)
+        seen.clear()
+        error = float((got - want).abs().max() / want.abs().max())
+        assert error < 1e-5, error

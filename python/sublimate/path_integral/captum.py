@@ -237,14 +237,16 @@ class LayerIntegratedGradients(_PathAttribution):
     ) -> Any:
         """Attributions like the layer's values; with delta (B,) and ``Info`` if asked for.
 
-        grad_kwargs: of Captum's call of autograd; only allow_unused is accepted, being always on.
+        grad_kwargs: of Captum's call of autograd; allow_unused and materialize_grads alone are
+            accepted, being always on.
         """
         flags(return_convergence_delta=return_convergence_delta, return_info=return_info)
         if not isinstance(grad_kwargs, (dict, type(None))):
             raise fail_type("grad_kwargs", "a dict or None", grad_kwargs)
-        unknown = set(grad_kwargs or ()) - {"allow_unused"}
+        unknown = set(grad_kwargs or ()) - {"allow_unused", "materialize_grads"}
         if unknown:
-            raise fail_value("grad_kwargs", "only allow_unused", ", ".join(sorted(unknown)))
+            known = "only allow_unused and materialize_grads"
+            raise fail_value("grad_kwargs", known, ", ".join(sorted(map(str, unknown))))
         found, info = layer_integrated_gradients(
             self.forward_func,
             self.layer,

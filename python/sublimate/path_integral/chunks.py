@@ -169,13 +169,16 @@ class Problem:
             chain = self.network.chain if front is None else front.rest
             rows = z[0].flatten(0, 1)
             if front is None:
-                rows = rows.view(-1, *self.network.shape)
+                rows = self.network.rows(rows)
             for values, grad in sequential.gradients(
                 chain, rows, self.target, points, self.batch, self.create_graph,
                 front.linear if front is not None else None,
                 () if front is None else (*self.x, *ends),
             ):  # fmt: skip
-                yield values, [grad.reshape(points, self.batch, -1)]
+                if front is None:
+                    yield values, [self.network.flat(grad, points, self.batch)]
+                else:
+                    yield values, [grad.reshape(points, self.batch, -1)]
             return
         with torch.enable_grad():
             leaves = []

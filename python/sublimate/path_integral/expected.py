@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,18 @@ from .sampling import (
 from .shards import Shards
 
 
+def _takes_nothing(f: Callable[..., Any]) -> bool:
+    try:
+        return not inspect.signature(f).parameters
+    except (TypeError, ValueError):  # a builtin that does not say
+        return False
+
+
 def flat_references(references: Any, problem: Problem, inputs: Any) -> tuple[Tensor, ...]:
-    """References [R, E] of each input, from tensors [R, ...] or a callable that gives them."""
+    """References [R, E] of each input, from tensors [R, ...] or a callable, of the inputs or of
+    nothing, that gives them."""
     if callable(references) and not isinstance(references, Tensor):
-        references = references(inputs)
+        references = references() if _takes_nothing(references) else references(inputs)
     given = as_tuple(references)
     if len(given) != len(problem.x):
         raise fail_value("references", f"one for each of {len(problem.x)} inputs", len(given))

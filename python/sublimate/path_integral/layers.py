@@ -55,7 +55,7 @@ def layer_values(
     forward: Forward, arguments: Sequence[Any], layers: Sequence[nn.Module], before: bool
 ) -> tuple[list[tuple[Tensor, ...]], list[bool]]:
     """Outputs (or inputs, if ``before``) of the layers in one run, each as a tuple of tensors, and
-    whether it came as one."""
+    whether it is one to the user: a tensor beside other things (a state, None) stands alone."""
     seen: dict[int, Any] = {}
 
     def make(i: int) -> Any:
@@ -70,12 +70,22 @@ def layer_values(
         if i not in seen:
             raise fail_value("layer", "a module that forward calls", type(layer).__name__)
         v = seen[i]
-        tuples.append(isinstance(v, tuple) and not (before and len(v) == 1))
-        v = as_tuple(v)
-        if not all(isinstance(t, Tensor) for t in v):
-            raise fail_type("layer", "a module whose values are tensors", v)
-        values.append(tuple(v))
+        found = tuple(t for t in as_tuple(v) if isinstance(t, Tensor))
+        if not found:
+            raise fail_type("layer", "a module with tensors among its values", v)
+        alone = len(found) == 1 and (before or len(v) > 1)
+        tuples.append(isinstance(v, (tuple, list)) and not alone)
+        values.append(found)
     return values, tuples
+
+
+def _put(tensors: Sequence[Tensor], value: Any) -> Any:
+    """A layer's value with these in place of its tensors, everything else as it is."""
+    if isinstance(value, Tensor):
+        return tensors[0]
+    left = iter(tensors)
+    make = getattr(type(value), "_make", type(value))  # a named tuple takes its fields apart
+    return make([next(left) if isinstance(t, Tensor) else t for t in value])
 
 
 class _Replaced:
@@ -86,11 +96,9 @@ class _Replaced:
         forward: Forward,
         layers: Sequence[nn.Module],
         counts: Sequence[int],
-        tuples: Sequence[bool],
         before: bool,
     ) -> None:
-        self.forward, self.layers, self.before = forward, layers, before
-        self.counts, self.tuples = counts, tuples
+        self.forward, self.layers, self.counts, self.before = forward, layers, counts, before
 
     def __call__(self, *arguments: Any) -> Any:
         total = sum(self.counts)
@@ -99,8 +107,7 @@ class _Replaced:
 
         def make(i: int) -> Any:
             own = values[starts[i] : starts[i] + self.counts[i]]
-            given = tuple(own) if self.tuples[i] or self.before else own[0]
-            return lambda *_: given
+            return lambda module, *seen: _put(own, seen[-1])  # its inputs, or its outputs behind
 
         with hooked(self.layers, make, self.before):
             return self.forward(*rest)
@@ -191,7 +198,7 @@ def layer_integrated_gradients(
         layout = spaces(forward, tensors)
         x, base = (tuple(s.flat(t) for s, t in zip(layout, e, strict=True)) for e in ends)
         problem = Problem(
-            _Replaced(forward, layers, counts, tuples, before),
+            _Replaced(forward, layers, counts, before),
             layout,
             x,
             (*given, *args),

@@ -139,14 +139,20 @@ def _integrate_behind(
     if front.direct and problem.batch * alpha.shape[0] <= rows:
         return _integrate_at_once(front, problem, start, alpha, weights, moved, backend)
     ends = [front.enter(t) for t in (x, start)]
+    shape = ends[0].shape
+    if front.last:
+        ends = [t.movedim(1, -1).contiguous() for t in ends]
     space = Space(ends[0].shape[1:], *(problem.layout[0].points,) * 2, problem.layout[0].acc)
     inner = Problem(
         sequential.Rest(front.rest), (space,), (ends[0].flatten(1),), (), problem.target,
-        network=sequential.Network(front.rest, space.shape, front.direct),
+        network=sequential.Network(front.rest, shape[1:], front.direct, front.last),
     )  # fmt: skip
     sums = integrate(inner, (ends[1].flatten(1),), nodes, rows, backend)
     count = len(sums.acc[0][0])
-    left = front.leave([s for (target,) in sums.acc for s in target], ends[0].shape)
+    left = [s for (target,) in sums.acc for s in target]
+    if front.last:
+        left = [s.view(-1, shape[2], shape[1]).movedim(-1, 1).flatten(1) for s in left]
+    left = front.leave(left, shape)
     if moved is not None:
         left = [s * moved for s in left]
     acc = [[left[i : i + count]] for i in range(0, len(left), count)]
@@ -166,18 +172,22 @@ def _integrate_at_once(
     since there Python takes longer than the network."""
     batch, points = problem.batch, alpha.shape[0]
     h, first = front.enter(problem.x[0]), front.enter(start)
+    network = sequential.Network(front.rest, h.shape[1:], front.direct, front.last)
+    if network.last:
+        h, first = (t.movedim(1, -1).contiguous() for t in (h, first))
     z = autograd.points(
         h.flatten(1), first.flatten(1), None, alpha, dtype=problem.layout[0].points, backend=backend
     )
     result = Sums([], [])
     for values, grad in sequential.gradients(
-        front.rest, z.view(points * batch, *h.shape[1:]), problem.target, points, batch, False
+        front.rest, network.rows(z.view(points * batch, -1)), problem.target, points, batch, False
     ):
         report_nan(values, alpha, batch)
-        grad = grad.reshape(points, batch, -1)
-        left = front.leave(
-            [autograd.accumulate(grad, w, backend=backend)[0] for w in weights], h.shape
-        )
+        grad = network.flat(grad, points, batch)
+        left = [autograd.accumulate(grad, w, backend=backend)[0] for w in weights]
+        if network.last:
+            left = [s.view(-1, *h.shape[1:]).movedim(-1, 1).flatten(1) for s in left]
+        left = front.leave(left, torch.Size((batch, *network.shape)))
         result.acc.append([left if moved is None else [s * moved for s in left]])
         result.values.append(values.view(points, batch))
     return result

@@ -89,11 +89,25 @@ class Network:
     Attributes:
         direct: what ``gradients`` can do for it: 0, nothing; 1, gradients; 2, such as can be
             differentiated again.
+        last: flat samples hold their channels last, although the chain takes them first.
     """
 
     chain: Chain
     shape: torch.Size
     direct: int
+    last: bool = False
+
+    def rows(self, z: Tensor) -> Tensor:
+        """[R, E] -> what the chain takes."""
+        if self.last:
+            return z.view(-1, *self.shape[1:], self.shape[0]).movedim(-1, 1)
+        return z.view(-1, *self.shape)
+
+    def flat(self, grad: Tensor, points: int, batch: int) -> Tensor:
+        """A gradient of ``rows`` -> [K, B, E]."""
+        if self.last:
+            grad = grad.movedim(1, -1)
+        return grad.reshape(points, batch, -1)
 
 
 def network_of(forward: Forward, x: Tensor, layout: Sequence[Space]) -> Network | None:
@@ -174,6 +188,11 @@ class Front:
         return Front(layers, rest, network.shape, direct)
 
     @property
+    def last(self) -> bool:
+        """Whether what follows is faster with the channels last (``_last_is_faster``)."""
+        return bool(self.direct) and len(self.shape) == 2 and _last_is_faster(self.rest)
+
+    @property
     def linear(self) -> nn.Linear | None:
         """The front's only layer, if it is linear in a vector."""
         if len(self.layers) == 1 and type(self.layers[0]) is nn.Linear and len(self.shape) == 1:
@@ -233,12 +252,46 @@ _Apply = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 _Back = Callable[[Any, Tensor, Tensor], Tensor]
 
 
+def _last_is_faster(chain: Chain) -> bool:
+    """oneDNN's convolutions read 16 channels at a time. Of [R, C, L] it makes that layout and back,
+    every time; where the channels lie last already it does not: 1.25 ms for 1.5 forward, 1.2 for
+    1.5 backward (16 to 16 channels, 9 wide, 100 rows of 512, two threads)."""
+    found = [m for m in chain if type(m) is nn.Conv1d]
+    return bool(found) and torch.backends.mkldnn.is_available() and all(
+        m.groups == 1 and m.in_channels % 16 == 0 and m.out_channels % 16 == 0
+        and m.weight.dtype is torch.float32 and m.weight.device.type == "cpu"
+        for m in found
+    )  # fmt: skip
+
+
+def _lies_last(x: Tensor) -> bool:
+    """[R, C, L] with the channels next to one another. torch's conv1d would copy it."""
+    return x.dim() == 3 and x.stride(1) == 1 and x.stride(2) == x.shape[1] > 1
+
+
+def _wide_kernel(m: Any) -> Tensor:
+    found: Tensor = m.weight[:, :, None]
+    return found.contiguous(memory_format=torch.channels_last)
+
+
 def _convolve(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    value: Tensor = m(x)
+    if type(m) is nn.Conv1d and _plainly_padded(m) and _lies_last(x):
+        value: Tensor = nn.functional.conv2d(
+            x[:, :, None], _wide_kernel(m), m.bias, (1, *m.stride), (0, *m.padding),
+            (1, *m.dilation), m.groups,
+        )[:, :, 0]  # fmt: skip
+        return value, x
+    value = m(x)
     return value, x
 
 
 def _convolve_back(m: Any, g: Tensor, x: Tensor) -> Tensor:
+    if type(m) is nn.Conv1d and _lies_last(x):
+        wide: Tensor = _aten.convolution_backward(
+            g[:, :, None], x[:, :, None], _wide_kernel(m), None, (1, *m.stride), (0, *m.padding),
+            (1, *m.dilation), False, (0, *m.output_padding), m.groups, (True, False, False),
+        )[0]  # fmt: skip
+        return wide[:, :, 0]
     found: Tensor = _aten.convolution_backward(
         g, x, m.weight, None, m.stride, m.padding, m.dilation, False, m.output_padding, m.groups,
         (True, False, False),
