@@ -28,7 +28,7 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 # CMake's folder is kept between builds, so that only what changed is compiled again.
 export SUBLIMATE_BUILD_DIR ?= $(CURDIR)/build/native
 
-.PHONY: help demo test threads fuzz lint format bench docs gpu budget triton-budget build clean
+.PHONY: help demo test threads address fuzz lint format bench docs gpu budget triton-budget build clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' |
@@ -44,6 +44,9 @@ test: $(VENV)/.sublimate  ## the whole test suite on JOBS processes, and which l
 
 threads: $(VENV)/.sublimate  ## the CPU kernels under ThreadSanitizer (builds them once more: minutes)
 	@SUBLIMATE_TEST_THREADS=1 $(RUN) -m pytest tests/sanitizers/test_threads.py
+
+address: $(VENV)/.sublimate  ## CPU kernels without a CUDA twin under AddressSanitizer (minutes)
+	@SUBLIMATE_TEST_ADDRESS=1 $(RUN) -m pytest tests/sanitizers/test_native.py
 
 fuzz: $(VENV)/.sublimate  ## random arguments to every public function under AddressSanitizer
 	@$(RUN) tests/reliability/sanitized.py $(FUZZ_ARGS)

@@ -1,8 +1,8 @@
 """Every Kronecker attention Triton kernel compiles ahead of time, without spills, for each target.
 
-Compiled by each run: all cases for sm_90 in bf16, and of the others the ``common`` ones (every
-kernel, D = 64 but for norms). The other launches are held by the budget: all of them were compiled
-from the sources and constants of today, which its keys show (helpers/triton_budget.py).
+Compiled by each run: the ``common`` cases (every kernel, D = 64 but for norms). The other launches
+are held by the budget: all of them were compiled from the sources and constants of today, which its
+keys show (helpers/triton_budget.py).
 """
 
 from __future__ import annotations
@@ -38,11 +38,7 @@ SPILLS = {
     ("key", "d128", "fp64", "sm_100"): 728,
     ("key", "d128", "fp64", "gfx942"): 356,
 }
-WANTED = [
-    (case.name, triton_budget.target_of(case))
-    for case in CASES
-    if case.common or case.name.endswith("bf16-sm_90")
-]
+WANTED = [(case.name, triton_budget.target_of(case)) for case in CASES if case.common]
 
 
 def named(name):

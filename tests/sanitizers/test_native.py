@@ -1,8 +1,8 @@
 """The CPU kernels of families that have no CUDA ones, under AddressSanitizer and
 UndefinedBehaviorSanitizer, on small cases against float64 (cases.py).
 
-A file of its own, as its module takes minutes to build. That the sanitizers see these kernels is
-shown by a call with a table that says more than there is.
+Minutes to build, so it runs with ``make address`` and not with the suite. That the sanitizers see
+these kernels is shown by a call with a table that says more than there is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.slow, native_build.needs_compiler]
 
 @pytest.fixture(scope="module")
 def module():
+    if not os.environ.get("SUBLIMATE_TEST_ADDRESS"):
+        pytest.skip("takes minutes to build; run `make address`")
     with native_build.locked("asan") as folder:
         native_build.configure(folder, *NATIVE_OPTIONS)
         native_build.build(folder, "_C")
