@@ -305,8 +305,8 @@ def _plainly_padded(m: Any) -> bool:
 
 
 def _pool_back(m: Any, g: Tensor, x: Tensor) -> Tensor:
-    # Written out in x's memory order: torch's elementwise gradients of an expanded one go element by
-    # element where the channels lie last.
+    # Written out in x's memory order: torch's elementwise gradients of an expanded one go element
+    # by element where the channels lie last.
     return torch.empty_like(x).copy_(g / x[0, 0].numel())
 
 
