@@ -77,6 +77,11 @@ class _Refuse(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd would record an op on these tensors, backward."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def carries_tangent(*tensors: Tensor) -> bool:
     """Whether forward-mode derivatives are asked for (torch.func.jvp, forward_ad): an op that has
     no rule for them loses the tangents without a word, and the derivative would be 0."""

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks, _philox
-from .._autograd import refuse_tangents
+from .._autograd import refuse_tangents, wants_gradient
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from . import reference
@@ -139,11 +139,6 @@ def _covers(codebook: Codebook) -> None:
             'one fitted with mode="stochastic" when stochastic=True (its end levels enclose f\')',
             f"mode={codebook.mode!r}",
         )
-
-
-def wants_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd would record an op on these tensors, backward."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def apply_tables(

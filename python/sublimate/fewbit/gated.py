@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._autograd import refuse_tangents
+from .._autograd import refuse_tangents, wants_gradient
 from .._dtypes import accumulator
 from .._modes import ordinary_tensors
 from . import reference
 from .autograd import NO_FORWARD_MODE, FewBitGated, ops
 from .codebook import GatedCodebook, default_gated_codebook, normal_codebook
-from .functional import Tables, codebook_tables, wants_gradient
+from .functional import Tables, codebook_tables
 
 
 @torch.compiler.assume_constant_result

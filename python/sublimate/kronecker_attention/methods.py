@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._autograd import refuse_tangents
+from .._autograd import refuse_tangents, wants_gradient
 from .._dtypes import accumulator
 from . import bounds, ops, reference
 from . import coefficients as polynomials
@@ -65,7 +65,7 @@ def distinct(tensors: Sequence[Tensor | None]) -> list[Any]:
 def _recorded(*tensors: Tensor) -> bool:
     """Whether backward will want something of this call to a compiled backend."""
     refuse_tangents(NO_FORWARD_MODE, *tensors)
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return wants_gradient(*tensors)
 
 
 def exact(

@@ -138,21 +138,17 @@ def _integrate_behind(
     moved = x - start if differences else None
     if front.direct and problem.batch * alpha.shape[0] <= rows:
         return _integrate_at_once(front, problem, start, alpha, weights, moved, backend)
-    ends = [front.enter(t) for t in (x, start)]
-    shape = ends[0].shape
-    if front.last:
-        ends = [t.movedim(1, -1).contiguous() for t in ends]
-    space = Space(ends[0].shape[1:], *(problem.layout[0].points,) * 2, problem.layout[0].acc)
+    h, first = front.enter(x), front.enter(start)
+    network = sequential.Network(front.rest, h.shape[1:], front.direct, front.last)
+    space = Space(network.shape, *(problem.layout[0].points,) * 2, problem.layout[0].acc)
     inner = Problem(
-        sequential.Rest(front.rest), (space,), (ends[0].flatten(1),), (), problem.target,
-        network=sequential.Network(front.rest, shape[1:], front.direct, front.last),
+        sequential.Rest(front.rest), (space,), (network.flat(h, len(h)),), (), problem.target,
+        network=network,
     )  # fmt: skip
-    sums = integrate(inner, (ends[1].flatten(1),), nodes, rows, backend)
+    sums = integrate(inner, (network.flat(first, len(first)),), nodes, rows, backend)
     count = len(sums.acc[0][0])
-    left = [s for (target,) in sums.acc for s in target]
-    if front.last:
-        left = [s.view(-1, shape[2], shape[1]).movedim(-1, 1).flatten(1) for s in left]
-    left = front.leave(left, shape)
+    left = [network.rows(s).flatten(1) for (target,) in sums.acc for s in target]
+    left = front.leave(left, h.shape)
     if moved is not None:
         left = [s * moved for s in left]
     acc = [[left[i : i + count]] for i in range(0, len(left), count)]
@@ -173,21 +169,16 @@ def _integrate_at_once(
     batch, points = problem.batch, alpha.shape[0]
     h, first = front.enter(problem.x[0]), front.enter(start)
     network = sequential.Network(front.rest, h.shape[1:], front.direct, front.last)
-    if network.last:
-        h, first = (t.movedim(1, -1).contiguous() for t in (h, first))
-    z = autograd.points(
-        h.flatten(1), first.flatten(1), None, alpha, dtype=problem.layout[0].points, backend=backend
-    )
+    ends = network.flat(h, len(h)), network.flat(first, len(first))
+    z = autograd.points(*ends, None, alpha, dtype=problem.layout[0].points, backend=backend)
     result = Sums([], [])
     for values, grad in sequential.gradients(
         front.rest, network.rows(z.view(points * batch, -1)), problem.target, points, batch, False
     ):
         report_nan(values, alpha, batch)
         grad = network.flat(grad, points, batch)
-        left = [autograd.accumulate(grad, w, backend=backend)[0] for w in weights]
-        if network.last:
-            left = [s.view(-1, *h.shape[1:]).movedim(-1, 1).flatten(1) for s in left]
-        left = front.leave(left, torch.Size((batch, *network.shape)))
+        sums = [autograd.accumulate(grad, w, backend=backend)[0] for w in weights]
+        left = front.leave([network.rows(s).flatten(1) for s in sums], h.shape)
         result.acc.append([left if moved is None else [s * moved for s in left]])
         result.values.append(values.view(points, batch))
     return result

@@ -103,11 +103,11 @@ class Network:
             return z.view(-1, *self.shape[1:], self.shape[0]).movedim(-1, 1)
         return z.view(-1, *self.shape)
 
-    def flat(self, grad: Tensor, points: int, batch: int) -> Tensor:
-        """A gradient of ``rows`` -> [K, B, E]."""
+    def flat(self, values: Tensor, *lead: int) -> Tensor:
+        """What the chain takes, or a gradient of it -> [*lead, E], the inverse of ``rows``."""
         if self.last:
-            grad = grad.movedim(1, -1)
-        return grad.reshape(points, batch, -1)
+            values = values.movedim(1, -1)
+        return values.reshape(*lead, -1)
 
 
 def network_of(forward: Forward, x: Tensor, layout: Sequence[Space]) -> Network | None:

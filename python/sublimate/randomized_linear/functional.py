@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _backends, _checks
-from .._autograd import carries_tangent
+from .._autograd import carries_tangent, wants_gradient
 from .._dtypes import accumulator
 from . import reference
 from .arguments import check_options, check_plain, check_probabilities, check_rows, check_seed
@@ -122,7 +122,7 @@ class SharedInput:
         """
         dtype = _computed(self.x)
         _check_parameters(self.x, weight, bias, dtype)
-        if not (torch.is_grad_enabled() and weight.requires_grad):
+        if not wants_gradient(weight):
             return F.linear(self.x, weight, bias)
         check_plain(x=self.x, weight=weight, bias=bias)
         if dtype not in self._casts:
@@ -235,7 +235,7 @@ def project(
     seed = seed_tensor(seed, x)
     if chosen == "reference":
         return reference.project(x, sketch, k, seed)
-    if not ((torch.is_grad_enabled() and x.requires_grad) or carries_tangent(x)):
+    if not (wants_gradient(x) or carries_tangent(x)):
         return ops.randomized_linear_project(x, seed, sketch, k, chosen)
     out: Tensor = Project.apply(x, seed, sketch, k, chosen)
     return out
@@ -264,7 +264,7 @@ def hadamard_transform(x: Tensor, scale: float = 1.0, *, backend: str | None = N
     chosen = _backends.resolve(FAMILY, backend, x)
     if chosen == "reference":
         return reference.hadamard_transform(x, scale)
-    if not ((torch.is_grad_enabled() and x.requires_grad) or carries_tangent(x)):
+    if not (wants_gradient(x) or carries_tangent(x)):
         return ops.hadamard_transform(x, scale, chosen)
     y: Tensor = HadamardTransform.apply(x, scale, chosen)
     return y
